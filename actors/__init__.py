@@ -1,0 +1,1 @@
+"""Actors: generate rollouts with the newest weights they hold, one engine each."""

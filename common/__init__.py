@@ -1,0 +1,1 @@
+"""What every role shares: config, messages, transport, pure state machines, the broker, tasks, tracking."""

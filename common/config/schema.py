@@ -1,0 +1,220 @@
+"""Every key of a run's configuration, with its type, default and one-line meaning.
+
+The sections follow the roles, so that the owner of a key is the process that reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+
+class Section(BaseModel):
+    """A part of the configuration; immutable, and closed against unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class RunConfig(Section):
+    """What this run is called and where it leaves its files."""
+
+    name: str = Field("", description="Name of the run; empty: the name of the config file")
+    root: str = Field("runs", description="Folder in which the run's own folder is made")
+    seed: int = Field(0, description="Seed of prompt order, sampling and initial optimizer state")
+
+
+class RewardConfig(Section):
+    """How a search result becomes a reward."""
+
+    kind: Literal["tiers", "recall"] = Field("tiers", description="The original's tier table, or recall itself")
+    scale: float = Field(1.0, description="Factor on continuous recall (`kind: recall`)")
+    tiers: tuple[tuple[float, float], ...] = Field(
+        ((0.7, 5.0), (0.5, 4.0), (0.4, 3.0), (0.3, 1.0), (0.1, 0.5), (0.05, 0.1)),
+        description="(recall at least, reward) from the highest threshold down",
+    )
+    miss: float = Field(-3.5, description="Reward of a query whose recall is below every tier")
+    format_bonus: float = Field(1.0, description="Added where the answer could be parsed")
+    format_penalty: float = Field(-4.0, description="Whole reward of an answer that could not be parsed")
+
+
+class TaskConfig(Section):
+    """What the policy is asked to do and how it is judged."""
+
+    name: str = Field("publication_search", description="Task family")
+    prompt: Literal["full", "short"] = Field("full", description="Instructions and request, or the bare request")
+    reasoning: bool = Field(True, description="Answers carry a <think> part before the query")
+    reward: RewardConfig = Field(default_factory=RewardConfig, description="Reward table")
+
+
+class DataConfig(Section):
+    """Where requests and their relevant documents come from."""
+
+    corpus: str = Field("demo", description="BEIR folder, or `demo` for the generated world; $VARIABLES are expanded")
+    train_split: str = Field("train", description="Judgments trained on: qrels/<split>.tsv")
+    heldout_split: str = Field("test", description="Judgments never trained on")
+    heldout_limit: PositiveInt | None = Field(None, description="Evaluate on the first so many held-out requests only")
+    demo_seed: int = Field(0, description="Seed of the generated world")
+
+
+class QuotaConfig(Section):
+    """What the upstream allows: `requests` arrivals in any window of `window_s` seconds."""
+
+    requests: PositiveInt = Field(10, description="Arrivals allowed in any window")
+    window_s: PositiveFloat = Field(1.0, description="Length of the window in seconds")
+
+
+class SearchConfig(Section):
+    """The search engine the rewarders ask."""
+
+    url: str | None = Field(None, description="E-utilities base URL; null: start the local server over data.corpus")
+    retmax: int = Field(3000, ge=1, le=9999, description="Ids asked for per query (PubMed gives at most 9,999)")
+    sort: Literal["relevance", "pub_date"] = Field("pub_date", description="Order in which the engine cuts at retmax")
+    timeout_s: PositiveFloat = Field(20.0, description="Deadline of one request in seconds")
+    attempts: PositiveInt = Field(3, description="Tries of one query before it counts as unavailable")
+    quota: QuotaConfig | None = Field(None, description="Fleet-wide quota; null: unlimited (own servers only)")
+    api_key_env: str = Field("NCBI_API_KEY", description="Environment variable that holds the NCBI key")
+    tool: str = Field("deepretrieval", description="`tool` parameter sent to NCBI")
+    email: str | None = Field(None, description="`email` parameter sent to NCBI")
+    latency_ms: float = Field(0.0, ge=0, description="Latency of the local server per request, milliseconds")
+    port: int = Field(0, ge=0, le=65535, description="Port of the local server; 0: any free one")
+
+
+class WarmStartConfig(Section):
+    """The small model that is built when no pretrained one is named."""
+
+    layers: PositiveInt = Field(2, description="Decoder layers")
+    width: PositiveInt = Field(128, description="Hidden size")
+    heads: PositiveInt = Field(4, description="Attention heads")
+    vocabulary: PositiveInt = Field(4096, description="Size of the byte-level BPE vocabulary")
+    minutes: PositiveFloat = Field(3.0, description="Time limit of the supervised warm start in minutes")
+    steps: PositiveInt | None = Field(None, description="Supervised steps; null: what fits the corpus")
+    seed: int = Field(0, description="Seed of the initial weights and of the supervised batches")
+
+
+class ModelConfig(Section):
+    """The policy's initial weights."""
+
+    path: str | None = Field(None, description="Hugging Face folder or hub id; null: build the small warm-started model")
+    warm_start: WarmStartConfig = Field(default_factory=WarmStartConfig, description="Used where path is null")
+
+
+class SamplingConfig(Section):
+    """How rollouts are drawn from the behaviour policy."""
+
+    group_size: int = Field(8, ge=1, description="Samples per prompt")
+    temperature: float = Field(1.0, gt=0, description="Softmax temperature of training rollouts")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus mass of training rollouts")
+    max_tokens: PositiveInt = Field(512, description="Longest response in tokens")
+
+
+class AlgorithmConfig(Section):
+    """Advantages, policy loss and regularisers."""
+
+    advantage: Literal["grpo", "grpo_no_std"] = Field("grpo", description="Group-relative advantage, with or without std")
+    loss: Literal["ppo_clip", "decoupled_ppo", "tis"] = Field(
+        "decoupled_ppo", description="Policy loss; decoupled_ppo corrects stale samples by a capped weight"
+    )
+    clip_low: float = Field(0.2, ge=0, description="PPO clip below 1")
+    clip_high: float = Field(0.2, ge=0, description="PPO clip above 1 (clip-higher: 0.28)")
+    importance_cap: PositiveFloat = Field(2.0, description="Cap of the behaviour correction weight")
+    kl_coef: float = Field(0.001, ge=0, description="Coefficient of the KL to the reference model; 0: no reference")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="KL estimator (Schulman 2020)")
+    entropy_coef: float = Field(0.0, description="Coefficient of the entropy bonus")
+    denominator: Literal["token_mean", "sequence_mean", "constant"] = Field(
+        "token_mean", description="What the summed token losses of a step are divided by"
+    )
+    filter_zero_variance: bool = Field(True, description="Set groups with equal rewards aside instead of training on them")
+
+
+class LearnerConfig(Section):
+    """The learner: pace, optimizer, checkpoints."""
+
+    steps: PositiveInt = Field(200, description="Policy updates of the run")
+    groups_per_step: PositiveInt = Field(32, description="Groups trained on per update")
+    max_staleness: int = Field(1, ge=0, description="Bound, in policy versions, of every trained token; 0: synchronous")
+    lr: PositiveFloat = Field(1e-6, description="Learning rate of AdamW")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="After warm-up")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
+    grad_clip: PositiveFloat = Field(1.0, description="Largest gradient norm")
+    minibatches: PositiveInt = Field(1, description="Optimizer steps per policy update")
+    micro_batch_tokens: PositiveInt = Field(16384, description="Padded tokens per forward pass")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type; weights stay float32")
+    processes: PositiveInt = Field(1, description="FSDP2 ranks")
+    threads: PositiveInt = Field(1, description="CPU threads per rank")
+    checkpoint_every: PositiveInt = Field(50, description="Steps between checkpoints")
+    keep_checkpoints: PositiveInt = Field(2, description="Checkpoints kept")
+    eval_every: int = Field(0, ge=0, description="Steps between held-out evaluations; 0: start and end only")
+    keep_best: bool = Field(
+        False, description="Publish the weights of the best held-out evaluation at the end (uses the held-out split)"
+    )
+
+
+class ActorConfig(Section):
+    """Actors: engine and concurrency."""
+
+    count: PositiveInt = Field(1, description="Actors started on this machine")
+    engine: Literal["auto", "vllm", "transformers"] = Field("auto", description="auto: vLLM wherever it can be imported")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Weights and compute type of the engine")
+    concurrent_groups: PositiveInt = Field(16, description="Groups in generation at a time per actor")
+    max_model_len: PositiveInt = Field(1024, description="Longest prompt plus response in tokens")
+    kv_cache_gib: PositiveFloat = Field(1.0, description="Memory for the KV cache on CPU in GiB")
+    gpu_memory_share: float = Field(0.85, gt=0, le=1, description="Share of GPU memory for vLLM")
+    threads: PositiveInt = Field(1, description="CPU threads of the engine")
+
+
+class RewarderConfig(Section):
+    """Rewarders: how many, and how much at a time."""
+
+    count: PositiveInt = Field(1, description="Rewarders started on this machine")
+    concurrent_groups: PositiveInt = Field(64, description="Groups in scoring at a time per rewarder")
+    cache_entries: PositiveInt = Field(100_000, description="Search results kept in memory per rewarder")
+
+
+class BrokerConfig(Section):
+    """The broker: address, leases and bounds."""
+
+    host: str = Field("127.0.0.1", description="Address the broker binds")
+    port: int = Field(0, ge=0, le=65535, description="Port the broker binds; 0: any free one")
+    lease_s: PositiveFloat = Field(60.0, description="Seconds without a heartbeat after which work is given to another")
+    heartbeat_s: PositiveFloat = Field(1.0, description="Seconds between heartbeats")
+    queue_items: PositiveInt = Field(100_000, description="Most groups held per stage")
+    queue_mib: PositiveInt = Field(2048, description="Most MiB held per stage")
+    max_frame_mib: PositiveInt = Field(64, description="Largest frame accepted in MiB")
+
+
+class TrackingConfig(Section):
+    """Where the figures go."""
+
+    wandb: Literal["online", "offline", "off"] = Field("off", description="Weights & Biases; WANDB_MODE overrides")
+    project: str = Field("deepretrieval", description="W&B project")
+    entity: str | None = Field(None, description="W&B entity")
+    samples_per_step: int = Field(4, ge=0, description="Trained samples written to samples.jsonl per step")
+
+
+class Config(Section):
+    """The whole configuration of a run."""
+
+    run: RunConfig = Field(default_factory=RunConfig, description="Name, folder, seed")
+    task: TaskConfig = Field(default_factory=TaskConfig, description="Task and reward")
+    data: DataConfig = Field(default_factory=DataConfig, description="Requests and judgments")
+    search: SearchConfig = Field(default_factory=SearchConfig, description="Search engine")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="Initial policy")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="Rollouts")
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig, description="Loss")
+    learner: LearnerConfig = Field(default_factory=LearnerConfig, description="Learner")
+    actor: ActorConfig = Field(default_factory=ActorConfig, description="Actors")
+    rewarder: RewarderConfig = Field(default_factory=RewarderConfig, description="Rewarders")
+    broker: BrokerConfig = Field(default_factory=BrokerConfig, description="Broker")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Tracking")
+
+    @model_validator(mode="after")
+    def _groups_need_company(self) -> Config:
+        if self.sampling.group_size < 2:
+            raise ValueError(
+                f"sampling.group_size is {self.sampling.group_size}, but algorithm.advantage="
+                f"{self.algorithm.advantage} compares samples of one prompt: set it to 2 or more"
+            )
+        return self

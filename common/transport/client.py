@@ -1,0 +1,285 @@
+"""The client side of the broker's protocol, for actors, rewarders, the learner and monitors (asyncio).
+
+Reconnection is the client's business: after a broken connection or a restarted broker it says `Hello` again,
+declares its credit again, and voids work of an earlier broker (its result would be late anyway).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import zmq
+import zmq.asyncio
+
+from common import messages as m
+from common.transport.keys import RunKeys, secure_client
+
+logger = logging.getLogger(__name__)
+
+
+class BrokerUnreachableError(ConnectionError):
+    """No answer from the broker in time."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One lease in this process's hands."""
+
+    lease: m.LeaseRef
+    payload: list[memoryview]
+
+
+class BrokerClient:
+    """One peer of the broker. Not thread-safe: everything runs in one event loop.
+
+    `on_connect` is called after every `Welcome` from a new broker (first contact, or after it restarted).
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        keys: RunKeys,
+        role: m.Role,
+        name: str,
+        incarnation: int = 0,
+        on_connect: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.endpoint = endpoint
+        self.state: m.RunState | None = None
+        self.assignments: asyncio.Queue[Assignment] = asyncio.Queue()
+        self.refused: asyncio.Queue[tuple[int, ...]] = asyncio.Queue()
+        self._role: m.Role = role
+        self._incarnation = incarnation
+        self._on_connect = on_connect
+        self._capacity: dict[m.StageName, int] = {}
+        self._held: dict[m.LeaseRef, None] = {}
+        self._newest_seen: dict[m.StageName, int] = {}
+        self._status = m.PeerStatus()
+        self._progress_at = time.monotonic()
+        self._broker_epoch: int | None = None
+        self._heartbeat_s = 1.0
+        self._said_hello_at = 0.0
+        self._state_changed = asyncio.Condition()
+        self._status_waiters: list[asyncio.Future[m.StatusReply]] = []
+        self._slot_waiters: dict[int, asyncio.Future[m.SlotGrant]] = {}
+        self._request_numbers = itertools.count()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.identity = name.encode()
+        self._socket.linger = 1000
+        self._socket.sndhwm = self._socket.rcvhwm = 0
+        self._socket.reconnect_ivl = 100
+        self._socket.reconnect_ivl_max = 2000
+        secure_client(self._socket, keys, keys.public["broker"])
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self, timeout_s: float = 30.0) -> None:
+        """Connect and wait for the broker's welcome.
+
+        Raises:
+            BrokerUnreachableError: no welcome within `timeout_s` (no broker there, or the wrong keys).
+        """
+        self._socket.connect(self.endpoint)
+        self._hello()
+        self._tasks = [asyncio.create_task(self._receive_loop()), asyncio.create_task(self._heartbeat_loop())]
+        deadline = time.monotonic() + timeout_s
+        while self._broker_epoch is None:
+            if time.monotonic() > deadline:
+                await self.close()
+                raise BrokerUnreachableError(
+                    f"no answer from the broker at {self.endpoint} within {timeout_s:.0f} s: "
+                    "is it running, and is the keys folder the one of this run?"
+                )
+            await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """Say goodbye (leases go to others at once) and stop."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._broker_epoch is not None:
+            self._send(m.Bye())
+        self._socket.close()
+        self._context.term()
+
+    # ------------------------------------------------------------------ work
+
+    def serve(self, stage: m.StageName, capacity: int) -> None:
+        """Declare credit: up to `capacity` leases of `stage` at a time."""
+        self._capacity[stage] = capacity
+        self._send(m.Serve(stage, capacity))
+
+    def complete(self, assignment: Assignment, payload: m.Payload = ()) -> None:
+        """Hand in the result of a lease."""
+        if self._held.pop(assignment.lease, 0) is None:
+            self._send(m.Complete(assignment.lease), payload)
+        self.note_progress()
+
+    def release(self, assignment: Assignment, delay_s: float, reason: str) -> None:
+        """Give a lease back: the work cannot be done now."""
+        if self._held.pop(assignment.lease, 0) is None:
+            self._send(m.Release(assignment.lease, delay_s, reason[:1000]))
+
+    def holds(self, assignment: Assignment) -> bool:
+        """Whether the lease still counts (False once its broker is gone)."""
+        return assignment.lease in self._held
+
+    def submit(self, tickets: list[m.Ticket]) -> None:
+        """Learner: offer tickets for generation; ones already known to the broker are ignored there."""
+        for start in range(0, len(tickets), m.MAX_TICKETS):
+            part = tickets[start : start + m.MAX_TICKETS]
+            self._send(m.Submit(tuple(t.ticket_id for t in part)), [m.encode(t) for t in part])
+
+    def announce(self, state: m.RunState) -> None:
+        """Learner: publish the newest run state."""
+        self.state = state
+        self._send(m.Announce(state))
+
+    # ------------------------------------------------------------------ state, status, quota
+
+    async def wait_for_state(self, satisfied: Callable[[m.RunState], bool]) -> m.RunState:
+        """Wait until the learner's announced state satisfies a condition."""
+        async with self._state_changed:
+            await self._state_changed.wait_for(lambda: self.state is not None and satisfied(self.state))
+        assert self.state is not None
+        return self.state
+
+    def set_status(self, phase: str, waits_for: str = "", counters: dict[str, float] | None = None) -> None:
+        """What the next heartbeat tells the fleet."""
+        counters = self._status.counters if counters is None else counters
+        self._status = m.PeerStatus(phase=phase, waits_for=waits_for, counters=counters)
+
+    def note_progress(self) -> None:
+        """Something was achieved: resets the age of progress that health is judged by."""
+        self._progress_at = time.monotonic()
+
+    async def fleet_status(self, timeout_s: float = 5.0) -> m.StatusReply:
+        """Ask the broker how everybody is doing.
+
+        Raises:
+            BrokerUnreachableError: no answer in time.
+        """
+        waiter: asyncio.Future[m.StatusReply] = asyncio.get_running_loop().create_future()
+        self._status_waiters.append(waiter)
+        self._send(m.StatusRequest())
+        try:
+            return await asyncio.wait_for(waiter, timeout_s)
+        except TimeoutError:
+            raise BrokerUnreachableError(f"the broker at {self.endpoint} does not answer") from None
+        finally:
+            if waiter in self._status_waiters:
+                self._status_waiters.remove(waiter)
+
+    @contextlib.asynccontextmanager
+    async def quota_slot(self) -> AsyncIterator[None]:
+        """Hold one slot of the fleet's quota around one upstream request (see `common.quota`)."""
+        while True:
+            grant = await self._acquire_slot()
+            if time.monotonic() < grant[1]:
+                break
+            self._send(m.SlotReplied(grant[0].slot, grant[0].grant))  # too old to be safe: give it back unused
+        try:
+            yield
+        finally:
+            self._send(m.SlotReplied(grant[0].slot, grant[0].grant))
+
+    async def _acquire_slot(self) -> tuple[m.SlotGrant, float]:
+        number = next(self._request_numbers)
+        waiter: asyncio.Future[m.SlotGrant] = asyncio.get_running_loop().create_future()
+        self._slot_waiters[number] = waiter
+        self._send(m.SlotRequest(number))
+        try:
+            grant = await waiter
+        finally:
+            self._slot_waiters.pop(number, None)
+        return grant, time.monotonic() + grant.use_within_s
+
+    # ------------------------------------------------------------------ internals
+
+    def _send(self, message: m.ToBroker, payload: m.Payload = ()) -> None:
+        # A DEALER without high-water mark never blocks (what is queued is bounded by this peer's credit),
+        # so the future is done on return and messages keep their order.
+        self._socket.send_multipart([m.encode(message), *payload], copy=not payload)
+
+    def _hello(self) -> None:
+        self._said_hello_at = time.monotonic()
+        self._send(m.Hello(self._role, self._incarnation))
+        for stage, capacity in self._capacity.items():
+            self._send(m.Serve(stage, capacity))
+
+    async def _heartbeat_loop(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            if self._broker_epoch is None:
+                continue
+            age = max(0.0, time.monotonic() - self._progress_at)
+            status = m.PeerStatus(self._status.phase, self._status.waits_for, age, self._status.counters)
+            self._send(m.Heartbeat(tuple(self._held), dict(self._newest_seen), status))
+
+    async def _receive_loop(self) -> None:
+        while True:
+            frames = await self._socket.recv_multipart(copy=False)
+            try:
+                message = m.decode(frames[0].buffer, m.FromBroker)
+            except m.MessageError as error:
+                logger.warning("dropped a message from the broker: %s", error)
+                continue
+            await self._handle(message, [frame.buffer for frame in frames[1:]])
+
+    async def _handle(self, message: m.FromBroker, payload: list[memoryview]) -> None:
+        match message:
+            case m.Assign(lease):
+                self._held[lease] = None
+                self._newest_seen[lease.stage] = max(lease.lease, self._newest_seen.get(lease.stage, 0))
+                self.assignments.put_nowait(Assignment(lease, payload))
+            case m.Welcome():
+                await self._welcomed(message)
+            case m.StateUpdate(state):
+                await self._set_state(state)
+            case m.Who():
+                if time.monotonic() - self._said_hello_at > self._heartbeat_s:
+                    self._hello()
+            case m.SlotGrant(request):
+                waiter = self._slot_waiters.get(request)
+                if waiter is None or waiter.done():
+                    self._send(m.SlotReplied(message.slot, message.grant))
+                else:
+                    waiter.set_result(message)
+            case m.StatusReply():
+                for waiting in self._status_waiters:
+                    if not waiting.done():
+                        waiting.set_result(message)
+            case m.Refused(tickets):
+                self.refused.put_nowait(tickets)
+            case m.Protest(reason):
+                logger.error("the broker refused a message of %s: %s", self.name, reason)
+
+    async def _welcomed(self, welcome: m.Welcome) -> None:
+        self._heartbeat_s = welcome.heartbeat_s
+        if welcome.broker_epoch == self._broker_epoch:
+            return
+        self._broker_epoch = welcome.broker_epoch
+        self._held.clear()
+        self._newest_seen.clear()
+        for number in self._slot_waiters:  # the new broker does not know what was asked of the old one
+            self._send(m.SlotRequest(number))
+        if welcome.state is not None and self._role != "learner":
+            await self._set_state(welcome.state)
+        if self._on_connect is not None:
+            self._on_connect()
+
+    async def _set_state(self, state: m.RunState) -> None:
+        if self._role == "learner":
+            return  # the learner is where the state comes from
+        async with self._state_changed:
+            self.state = state
+            self._state_changed.notify_all()

@@ -1,0 +1,1 @@
+"""The learner: owns prompts, tickets and weights; turns scored groups into policy updates."""

@@ -1,0 +1,1 @@
+"""Rewarders: turn generated text into scores by asking real search engines."""

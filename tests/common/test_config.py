@@ -1,0 +1,88 @@
+"""The configuration: what loads, what is refused, and how the refusal helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.config import Config, ConfigError, load_config, to_yaml
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text("learner: {steps: 3, lr: 0.001}\nsampling: {group_size: 4}\n")
+    return path
+
+
+def test_file_and_overrides_are_merged_and_the_name_comes_from_the_file(config_file: Path) -> None:
+    config = load_config(config_file, ["learner.steps=7", "search.quota.requests=3", "model.path=null"])
+    assert config.learner.steps == 7
+    assert config.learner.lr == 0.001
+    assert config.sampling.group_size == 4
+    assert config.search.quota is not None
+    assert config.search.quota.requests == 3
+    assert config.run.name == "tiny"
+
+
+def test_resolved_yaml_reads_back_to_the_same_config(config_file: Path, tmp_path: Path) -> None:
+    config = load_config(config_file, ["task.reward.kind=recall"])
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(to_yaml(config))
+    assert load_config(resolved) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("learner.max_stalenes=2", "learner.max_staleness"),
+        ("lerner.steps=2", "learner"),
+        ("actor.engin=vllm", "actor.engine"),
+        ("group_size=4", "sampling.group_size"),
+        ("search.quota.request=4", "search.quota.requests"),
+    ],
+)
+def test_an_unknown_key_names_the_closest_valid_one(config_file: Path, override: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean '{hint}'"):
+        load_config(config_file, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learner: [1", "not valid YAML"),
+        ("- 1\n", "must be a mapping"),
+        ("learner: {steps: many}", "learner.steps"),
+        ("learner: {steps: 0}", "learner.steps"),
+        ("sampling: {group_size: 1}", "set it to 2 or more"),
+    ],
+)
+def test_broken_files_give_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as raised:
+        load_config(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_file_and_malformed_override(config_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read config"):
+        load_config(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="section.key=value"):
+        load_config(config_file, ["learner.steps"])
+    with pytest.raises(ConfigError, match="not a section"):
+        load_config(config_file, ["learner.steps.more=1"])
+
+
+def test_every_key_has_a_description() -> None:
+    def undocumented(model: type, prefix: str = "") -> list[str]:
+        missing = []
+        for name, field in model.model_fields.items():
+            if not field.description:
+                missing.append(prefix + name)
+            if hasattr(field.annotation, "model_fields"):
+                missing += undocumented(field.annotation, f"{prefix}{name}.")
+        return missing
+
+    assert undocumented(Config) == []
