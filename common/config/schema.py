@@ -27,13 +27,17 @@ class RunConfig(Section):
 class RewardConfig(Section):
     """How a search result becomes a reward."""
 
-    kind: Literal["tiers", "recall"] = Field("tiers", description="The original's tier table, or recall itself")
-    scale: float = Field(1.0, description="Factor on continuous recall (`kind: recall`)")
+    kind: Literal["tiers", "recall", "mixture"] = Field(
+        "tiers", description="The original's tier table, recall itself, or a mixture of both"
+    )
+    recall_weight: float = Field(0.5, ge=0, le=1, description="Share of recall in a mixture")
+    scale: float = Field(1.0, description="Factor on recall (`kind: recall` and `mixture`)")
     tiers: tuple[tuple[float, float], ...] = Field(
         ((0.7, 5.0), (0.5, 4.0), (0.4, 3.0), (0.3, 1.0), (0.1, 0.5), (0.05, 0.1)),
         description="(recall at least, reward) from the highest threshold down",
     )
     miss: float = Field(-3.5, description="Reward of a query whose recall is below every tier")
+    bad_query: float = Field(-4.0, description="Reward of a query the engine refuses as wrong")
     format_bonus: float = Field(1.0, description="Added where the answer could be parsed")
     format_penalty: float = Field(-4.0, description="Whole reward of an answer that could not be parsed")
 

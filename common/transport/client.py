@@ -35,6 +35,20 @@ class Assignment:
     payload: list[memoryview]
 
 
+class QuotaSlot:
+    """Permission for one upstream request."""
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back = give_back
+        self._given_back = False
+
+    def replied(self) -> None:
+        """The upstream's answer has begun to arrive: the slot cools down from now on. Counts once."""
+        if not self._given_back:
+            self._given_back = True
+            self._give_back()
+
+
 class BrokerClient:
     """One peer of the broker. Not thread-safe: everything runs in one event loop.
 
@@ -180,17 +194,19 @@ class BrokerClient:
                 self._status_waiters.remove(waiter)
 
     @contextlib.asynccontextmanager
-    async def quota_slot(self) -> AsyncIterator[None]:
-        """Hold one slot of the fleet's quota around one upstream request (see `common.quota`)."""
+    async def quota_slot(self) -> AsyncIterator[QuotaSlot]:
+        """Hold one slot of the fleet's quota around one upstream request (see `common.quota`).
+
+        Call `replied()` when the answer arrives. A request that ends without one may still be on its way, so
+        its slot is left to the broker's hard deadline.
+        """
         while True:
-            grant = await self._acquire_slot()
-            if time.monotonic() < grant[1]:
+            grant, use_before = await self._acquire_slot()
+            slot = QuotaSlot(lambda grant=grant: self._send(m.SlotReplied(grant.slot, grant.grant)))
+            if time.monotonic() < use_before:
                 break
-            self._send(m.SlotReplied(grant[0].slot, grant[0].grant))  # too old to be safe: give it back unused
-        try:
-            yield
-        finally:
-            self._send(m.SlotReplied(grant[0].slot, grant[0].grant))
+            slot.replied()  # too old to be safe to use: given back unused
+        yield slot
 
     async def _acquire_slot(self) -> tuple[m.SlotGrant, float]:
         number = next(self._request_numbers)

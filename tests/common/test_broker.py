@@ -246,8 +246,9 @@ async def test_the_quota_is_shared_by_all_rewarders(keys_dir: Path) -> None:
     sent: list[float] = []
 
     async def ask(client: BrokerClient) -> None:
-        async with client.quota_slot():
+        async with client.quota_slot() as slot:
             sent.append(time.monotonic())
+            slot.replied()
 
     try:
         async with (

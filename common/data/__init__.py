@@ -1,0 +1,1 @@
+"""Reading and making the folders of documents, requests and judgments that everything else works on."""

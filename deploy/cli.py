@@ -1,0 +1,265 @@
+"""The command line: `deepretrieval COMMAND …`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from common.config import Config, load_config, to_yaml
+from common.run_folder import RunFolder
+from deploy import data_commands, doctor
+from deploy.errors import LaunchError, user_message
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors the user can mend are one line and exit status 1."""
+    arguments = _parse(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if os.environ.get("DEEPRETRIEVAL_DEBUG") else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    if getattr(arguments, "parent", None):
+        from deploy.roles import end_with_parent
+
+        end_with_parent(arguments.parent)
+    handler: Handler = arguments.handler
+    try:
+        return handler(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        message = user_message(error)
+        if message is None or os.environ.get("DEEPRETRIEVAL_DEBUG"):
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Like `parse_args`, but overrides may also stand after options."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    strangers = [word for word in rest if word.startswith("-") or "=" not in word]
+    if strangers or (rest and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(strangers or rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="deepretrieval", description="Train LLM query rewriters by asynchronous RL against real search engines."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_roles(commands)
+    _add_search_server(commands)
+    data_commands.add_commands(commands)
+    _add_report(commands)
+    check = commands.add_parser("doctor", help="what is installed and configured, and what to do about what is not")
+    doctor.add_arguments(check)
+    check.set_defaults(handler=lambda arguments: doctor.run(deep=arguments.deep, as_json=arguments.json))
+    return parser
+
+
+# ---------------------------------------------------------------------- train
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser("train", help="everything for one run on this machine, with live progress")
+    _add_config(train)
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
+    train.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    train.set_defaults(handler=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = load_config(Path(arguments.config), arguments.overrides)
+    if arguments.dry_run:
+        print(to_yaml(config), end="")
+        return 0
+    from rich.console import Console
+
+    from actors.engine import choose_engine
+    from common.tasks.from_config import task_of
+    from common.tracking.wandb_tracker import resolve_mode
+    from deploy.assets import prepare_assets
+    from deploy.local import LocalRun
+
+    _check_values(lambda: task_of(config), lambda: resolve_mode(config.tracking.wandb))
+    engine = choose_engine(config.actor.engine)
+    console = Console()
+    console.print(f"Run [bold]{config.run.name}[/]: rollouts by [bold]{engine}[/]", highlight=False)
+    config = prepare_assets(config)
+    logging.getLogger().handlers = _launcher_log(config)
+    return asyncio.run(_run_locally(LocalRun, config, engine, arguments.resume, console))
+
+
+async def _run_locally(run_class, config, engine, resume, console) -> int:  # type: ignore[no-untyped-def] # noqa: ANN001
+    return int(await run_class(config, engine, resume, console).run())
+
+
+def _check_values(*checks: Callable[[], object]) -> None:
+    """Values only their owners can judge, judged before anything is started."""
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            raise LaunchError(str(error)) from None
+
+
+def _launcher_log(config: Config) -> list[logging.Handler]:
+    """The launcher's own log goes to a file: the terminal belongs to the progress display."""
+    folder = RunFolder(Path(config.run.root) / config.run.name)
+    folder.logs.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder.logs / "launcher.txt", mode="w")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return [handler]
+
+
+# ---------------------------------------------------------------------- roles
+
+
+def _add_roles(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    broker = commands.add_parser("broker", help="the broker of a run")
+    _add_role_arguments(broker, connects=False)
+    broker.add_argument("--port", type=int, default=None, help="port to bind; default: broker.port of the config")
+    broker.set_defaults(handler=_broker)
+    for name, handler in (("actor", _actor), ("rewarder", _rewarder)):
+        role = commands.add_parser(name, help=f"one {name}, on any host")
+        _add_role_arguments(role, connects=True)
+        role.add_argument("--name", help="name in the fleet; default: role, host and process")
+        role.set_defaults(handler=handler)
+    learner = commands.add_parser("learner", help="the learner of a run")
+    _add_role_arguments(learner, connects=True)
+    learner.add_argument("--host", default="127.0.0.1", help="address at which actors reach the weights")
+    learner.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    learner.add_argument("--processes", type=int, default=1, help="FSDP2 ranks on this host (torchrun)")
+    learner.set_defaults(handler=_learner)
+
+
+def _add_role_arguments(parser: argparse.ArgumentParser, connects: bool) -> None:
+    _add_config(parser)
+    parser.add_argument("--keys", type=Path, help="keys folder of the run; default: keys/ beside the config")
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    if connects:
+        parser.add_argument("--connect", required=True, metavar="tcp://HOST:PORT", help="the broker's address")
+
+
+def _run_of(arguments: argparse.Namespace) -> tuple[Config, RunFolder, Path]:
+    config = load_config(Path(arguments.config), arguments.overrides)
+    folder = RunFolder(Path(arguments.config).resolve().parent)
+    return config, folder, arguments.keys or folder.keys
+
+
+def _broker(arguments: argparse.Namespace) -> int:
+    from deploy.roles import run_broker
+
+    config, _, keys = _run_of(arguments)
+    run_broker(config, keys, config.broker.port if arguments.port is None else arguments.port)
+    return 0
+
+
+def _actor(arguments: argparse.Namespace) -> int:
+    from deploy.roles import run_actor
+
+    config, _, keys = _run_of(arguments)
+    run_actor(config, keys, arguments.connect, arguments.name)
+    return 0
+
+
+def _rewarder(arguments: argparse.Namespace) -> int:
+    from deploy.roles import run_rewarder
+
+    config, _, keys = _run_of(arguments)
+    run_rewarder(config, keys, arguments.connect, arguments.name)
+    return 0
+
+
+def _learner(arguments: argparse.Namespace) -> int:
+    if arguments.processes > 1 and "WORLD_SIZE" not in os.environ:
+        return _torchrun(arguments)
+    from deploy.roles import run_learner_role
+
+    config, folder, _ = _run_of(arguments)
+    completed = run_learner_role(config, folder, arguments.connect, arguments.host, arguments.resume)
+    return 0 if completed else 130
+
+
+def _torchrun(arguments: argparse.Namespace) -> int:
+    """Become torchrun with this same command on every rank."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.processes}"]
+    command += ["-m", "deploy.cli", "learner", arguments.config, *arguments.overrides, "--connect", arguments.connect]
+    command += ["--host", arguments.host, *(["--resume"] if arguments.resume else [])]
+    command += ["--processes", str(arguments.processes)]
+    os.execv(sys.executable, command)
+
+
+# ---------------------------------------------------------------------- the rest
+
+
+def _add_search_server(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    server = commands.add_parser("search-server", help="a PubMed-compatible server over a local corpus")
+    server.add_argument("kind", choices=["pubmed"])
+    server.add_argument("--corpus", type=Path, required=True, help="BEIR folder")
+    server.add_argument("--host", default="127.0.0.1")
+    server.add_argument("--port", type=int, default=8900, help="0 takes a free one")
+    server.add_argument("--latency-ms", type=float, default=0.0, help="latency of every answer")
+    server.add_argument("--jitter-ms", type=float, default=0.0, help="random latency on top")
+    server.add_argument("--quota", type=int, help="requests allowed per window; others get NCBI's 429")
+    server.add_argument("--window", type=float, default=1.0, help="window of the quota in seconds")
+    server.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    server.set_defaults(handler=_search_server)
+
+
+def _search_server(arguments: argparse.Namespace) -> int:
+    from deploy.assets import cache_folder
+    from rewarders.servers.pubmed.app import ServerSettings, run
+
+    run(
+        ServerSettings(
+            corpus=arguments.corpus,
+            host=arguments.host,
+            port=arguments.port,
+            cache_folder=cache_folder() / "indexes",
+            latency_ms=arguments.latency_ms,
+            jitter_ms=arguments.jitter_ms,
+            quota=arguments.quota,
+            window_s=arguments.window,
+        )
+    )
+    return 0
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser("report", help="plots, table of rewrites and summary of a run, written again")
+    report.add_argument("run", type=Path, help="the run's folder")
+    report.set_defaults(handler=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from deploy.report import print_report, write_report
+
+    print_report(write_report(arguments.run), Console())
+    return 0
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. learner.steps=50")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""What each role's process does between its start and its end, on any host."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from common.broker.server import BrokerServer
+from common.broker.service import USE_GRANT_WITHIN_S, BrokerService, BrokerSettings
+from common.config import Config
+from common.run_folder import RunFolder
+from common.tasks.from_config import task_of
+from common.transport.client import BrokerClient
+from common.transport.keys import load_run_keys
+
+logger = logging.getLogger(__name__)
+
+QUOTA_SLACK_S = 6.0  # connecting and scheduling, beyond the deadline of the request itself
+PARENT_CHECK_S = 0.5
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set; a second signal ends the process at once."""
+    stop = threading.Event()
+
+    def handle(number: int, _frame: object) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    return stop
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when `parent` is gone, so that a killed launcher leaves no role behind.
+
+    A thread looks at the parent's id: prctl(PR_SET_PDEATHSIG) is Linux only and bound to the parent's thread.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def peer_name(role: str, given: str | None) -> str:
+    """A name no other peer has: the one given, or role, host and process."""
+    return given or f"{role}-{socket.gethostname()}-{os.getpid()}"
+
+
+def run_broker(config: Config, keys: Path, port: int) -> None:
+    """Serve as the run's broker until SIGTERM or SIGINT.
+
+    Raises:
+        OSError: the port cannot be bound. KeyFileError: no keys.
+    """
+    stop = stop_on_signals()
+    section, quota = config.broker, config.search.quota
+    hard_deadline_s = config.search.timeout_s + USE_GRANT_WITHIN_S + QUOTA_SLACK_S
+    settings = BrokerSettings(
+        epoch=time.time_ns() // 1_000_000,
+        lease_s=section.lease_s,
+        heartbeat_s=section.heartbeat_s,
+        queue_items=section.queue_items,
+        queue_bytes=section.queue_mib << 20,
+        quota=(quota.requests, quota.window_s, hard_deadline_s) if quota else None,
+    )
+    service = BrokerService(settings, time.monotonic())
+    server = BrokerServer(service, load_run_keys(keys, "broker"), section.max_frame_mib << 20)
+    endpoint = server.bind(section.host, port)
+    logger.info("broker listens at %s", endpoint)
+    server.run(stop.is_set)
+
+
+def run_rewarder(config: Config, keys: Path, endpoint: str, name: str | None) -> None:
+    """Score groups until the run is finished or SIGTERM asks to drain."""
+    asyncio.run(_rewarder(config, keys, endpoint, peer_name("rewarder", name)))
+
+
+async def _rewarder(config: Config, keys: Path, endpoint: str, name: str) -> None:
+    from rewarders.cache import SearchCache
+    from rewarders.engines.pubmed import PubMedEngine, unlimited
+    from rewarders.loop import Rewarder
+    from rewarders.retry import Retrier, RetryPolicy
+    from rewarders.scoring import Scorer
+
+    client = BrokerClient(endpoint, load_run_keys(keys, "rewarder"), "rewarder", name)
+    await client.start()
+    permit = client.quota_slot if config.search.quota else unlimited
+    engine = PubMedEngine(pubmed_settings(config), permit=permit)
+    cache = SearchCache(config.rewarder.cache_entries)
+    retrier = Retrier(RetryPolicy(attempts=config.search.attempts))
+    try:
+        async with engine:
+            scorer = Scorer(task_of(config), engine, sort=config.search.sort, cache=cache, retrier=retrier)
+            rewarder = Rewarder(client, scorer, config.rewarder.concurrent_groups)
+            _drain_on_signals(rewarder.drain)
+            await rewarder.run()
+    finally:
+        await cache.close()
+        await client.close()
+
+
+def pubmed_settings(config: Config):  # type: ignore[no-untyped-def]  # noqa: ANN201 - the role's type, imported late
+    """The PubMed client's settings of a run."""
+    from rewarders.engines.pubmed import PubMedSettings
+
+    search = config.search
+    assert search.url is not None, "the launcher resolves search.url"
+    return PubMedSettings(
+        base_url=search.url,
+        tool=search.tool,
+        email=search.email,
+        api_key_env=search.api_key_env or None,
+        timeout_s=search.timeout_s,
+    )
+
+
+def run_actor(config: Config, keys: Path, endpoint: str, name: str | None) -> None:
+    """Generate until the run is finished or SIGTERM asks to drain.
+
+    Raises:
+        EngineError: no engine, or one that cannot load the model. BrokerUnreachableError.
+    """
+    asyncio.run(_actor(config, keys, endpoint, peer_name("actor", name)))
+
+
+async def _actor(config: Config, keys: Path, endpoint: str, name: str) -> None:
+    from actors.engine import EngineOptions, create_engine
+    from actors.loop import Actor, chat_encoder, run_actor
+    from actors.weight_receiver import WeightReceiver
+
+    section = config.actor
+    assert config.model.path is not None, "the launcher resolves model.path"
+    model = Path(config.model.path)
+    run_keys = load_run_keys(keys, "actor")
+    engine = create_engine(
+        section.engine,
+        EngineOptions(
+            dtype=section.dtype,
+            threads=section.threads,
+            max_model_len=section.max_model_len,
+            max_sequences=section.concurrent_groups * config.sampling.group_size,
+            kv_cache_gib=section.kv_cache_gib,
+            gpu_memory_share=section.gpu_memory_share,
+        ),
+    )
+    client = BrokerClient(endpoint, run_keys, "actor", name)
+    await client.start()
+    client.set_status(f"starting {engine.name}")
+    receiver = WeightReceiver(run_keys)
+    try:
+        await engine.prepare()
+        await engine.start(model, version=0)
+        client.set_status("loading the first weights", "the learner's first weights")
+        actor = Actor(client, engine, receiver, chat_encoder(model), section.concurrent_groups)
+    except BaseException:
+        await engine.close()
+        await client.close()
+        raise
+    _drain_on_signals(actor.drain)
+    await run_actor(actor, engine, receiver, client)
+
+
+def run_learner_role(config: Config, folder: RunFolder, endpoint: str, host: str, resume: bool) -> bool:
+    """Run one rank of the learner; True where the run is complete."""
+    from learner.main import run_learner
+
+    stop = stop_on_signals()
+    return run_learner(config, folder, endpoint, host, resume, stop.is_set)
+
+
+def _drain_on_signals(drain: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, drain)

@@ -1,0 +1,120 @@
+"""The learner's ranks: process group, device mesh, and messages between ranks as plain bytes (never pickles).
+
+Rank 0 talks to the rest of the system; the other ranks follow it. Control messages go over gloo on the CPU
+also where gradients go over NCCL, so that waiting for a batch keeps no GPU kernel spinning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from learner.batch import TrainSample, decode_samples, encode_samples, partition
+
+# A rank may wait this long for the next batch: an outage of a search engine must not kill the learner.
+DEFAULT_TIMEOUT = timedelta(days=7)
+
+
+def initialize(device: str = "auto", timeout: timedelta = DEFAULT_TIMEOUT) -> DeviceMesh:
+    """Join (or start) the process group and return a one-dimensional mesh over all ranks.
+
+    Under torchrun the usual variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) are read;
+    without them this process is the only rank and no port is opened.
+
+    Args:
+        device: "cpu", "cuda" or "auto" (cuda when there is one).
+
+    Raises:
+        ValueError: another device name, or "cuda" without a GPU.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device cuda was asked for but torch finds no GPU: use device=cpu or install a CUDA build"
+        )
+    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+    return init_device_mesh(kind, (dist.get_world_size(),))
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def broadcast_bytes(payload: bytes | None) -> bytes:
+    """Rank 0's ``payload`` on every rank; the other ranks pass None. All ranks call this together.
+
+    Raises:
+        ValueError: rank 0 passed None.
+    """
+    leads = dist.get_rank() == 0
+    if leads and payload is None:
+        raise ValueError("rank 0 must pass the bytes to broadcast")
+    if dist.get_world_size() == 1:
+        return payload or b""
+    size = torch.tensor([len(payload or b"")])
+    dist.broadcast(size, src=0)
+    buffer = _as_tensor(payload or b"") if leads else torch.empty(int(size), dtype=torch.uint8)
+    if buffer.numel():
+        dist.broadcast(buffer, src=0)
+    return payload if leads and payload is not None else buffer.numpy().tobytes()
+
+
+def gather_bytes(payload: bytes) -> list[bytes]:
+    """Every rank's ``payload``, in rank order, on every rank. All ranks call this together."""
+    if dist.get_world_size() == 1:
+        return [payload]
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(payload)]))
+    width = max(int(size) for size in sizes)
+    padded = torch.zeros(max(width, 1), dtype=torch.uint8)
+    padded[: len(payload)] = _as_tensor(payload)
+    buffers = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(buffers, padded)
+    return [buffer[: int(size)].numpy().tobytes() for buffer, size in zip(buffers, sizes, strict=True)]
+
+
+def _as_tensor(payload: bytes) -> Tensor:
+    return (
+        torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        if payload
+        else torch.empty(0, dtype=torch.uint8)
+    )
+
+
+def all_reduce(values: Sequence[float], maximum: bool = False) -> list[float]:
+    """Element-wise sum (or maximum) of float64 values over ranks. All ranks call this together."""
+    reduced = torch.tensor(list(values), dtype=torch.float64)
+    if dist.get_world_size() > 1:
+        dist.all_reduce(reduced, op=dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM)
+    return [float(value) for value in reduced]
+
+
+def scatter_samples(samples: Sequence[TrainSample] | None) -> list[TrainSample]:
+    """This rank's share, balanced by tokens, of the samples that rank 0 holds; the other ranks pass None.
+
+    Raises:
+        ValueError: rank 0 passed None.
+    """
+    world_size = dist.get_world_size()
+    if world_size == 1 and samples is not None:
+        return list(samples)
+    received = decode_samples(broadcast_bytes(None if samples is None else encode_samples(samples)))
+    return partition(received, world_size)[dist.get_rank()]

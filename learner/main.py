@@ -1,0 +1,158 @@
+"""Starting a learner: what `deepretrieval learner` does on every rank."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import torch
+
+from common import messages as m
+from common.config import Config
+from common.data.beir import read_split
+from common.run_folder import RunFolder
+from common.tasks.from_config import task_of
+from common.tracking.tracker import Tracker
+from common.transport.keys import load_run_keys
+from learner.checkpoint import CheckpointError, latest_valid, load_checkpoint
+from learner.connection import LearnerConnection
+from learner.distributed import initialize, shutdown
+from learner.loop import LearnerLoop, LearnerParts, LearnerState
+from learner.prompts import PromptStream
+from learner.settings import TrainerSettings
+from learner.team import Team
+from learner.trainer import Trainer
+from learner.weight_server import WeightServer
+
+logger = logging.getLogger(__name__)
+
+
+def run_learner(
+    config: Config, folder: RunFolder, endpoint: str, host: str, resume: bool, stop_requested: Callable[[], bool]
+) -> bool:
+    """Run one rank to its end; True where the run is complete, False where it was asked to stop.
+
+    Args:
+        endpoint: the broker's.
+        host: address at which actors reach this rank's weight server.
+        resume: go on from the newest valid checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: nothing to resume from, or the disk refused.
+        DataError, FileNotFoundError: corpus or model cannot be read.
+    """
+    torch.set_num_threads(config.learner.threads)
+    mesh = initialize()
+    try:
+        assert config.model.path is not None, "the launcher resolves model.path"
+        trainer = Trainer(trainer_settings(config), config.model.path, mesh)
+        blob = _restore(trainer, folder) if resume else None
+        team = Team(trainer, folder.checkpoints, config.learner.keep_checkpoints)
+        if not trainer.leads:
+            team.follow()
+            return True
+        state = None if blob is None else msgspec.msgpack.decode(blob, type=LearnerState)
+        completed = _lead(config, folder, endpoint, host, team, state, stop_requested)
+        team.dismiss()
+        return completed
+    finally:
+        shutdown()
+
+
+def trainer_settings(config: Config) -> TrainerSettings:
+    """The trainer's settings from the sections learner, algorithm and sampling."""
+    learner, algorithm = config.learner, config.algorithm
+    return TrainerSettings(
+        lr=learner.lr,
+        betas=learner.betas,
+        weight_decay=learner.weight_decay,
+        grad_clip=learner.grad_clip,
+        warmup_steps=learner.warmup_steps,
+        lr_schedule=learner.lr_schedule,
+        total_steps=learner.steps,
+        advantage=algorithm.advantage,
+        loss=algorithm.loss,
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+        importance_cap=algorithm.importance_cap,
+        kl_coef=algorithm.kl_coef,
+        kl_estimator=algorithm.kl_estimator,
+        entropy_coef=algorithm.entropy_coef,
+        denominator=algorithm.denominator,
+        max_response_tokens=config.sampling.max_tokens,
+        minibatches=learner.minibatches,
+        micro_batch_tokens=learner.micro_batch_tokens,
+        temperature=config.sampling.temperature,
+        compute_dtype=learner.dtype,
+        seed=config.run.seed,
+    )
+
+
+def _restore(trainer: Trainer, folder: RunFolder) -> bytes:
+    checkpoint = latest_valid(folder.checkpoints)
+    if checkpoint is None:
+        raise CheckpointError(f"nothing to resume: {folder.checkpoints} holds no valid checkpoint; start without --resume")
+    logger.info("resuming from %s", checkpoint)
+    return load_checkpoint(trainer, checkpoint)
+
+
+def _lead(
+    config: Config,
+    folder: RunFolder,
+    endpoint: str,
+    host: str,
+    team: Team,
+    resumed: LearnerState | None,
+    stop_requested: Callable[[], bool],
+) -> bool:
+    """Rank 0: open the connections, run the loop, close them again."""
+    corpus = Path(config.data.corpus)
+    heldout = read_split(corpus, config.data.heldout_split)[: config.data.heldout_limit]
+    task = task_of(config)
+    keys = load_run_keys(folder.keys, "learner")
+    folder.heldout.mkdir(parents=True, exist_ok=True)
+    tracker = Tracker(
+        folder.path,
+        name=config.run.name,
+        config=config.model_dump(mode="json"),
+        wandb_mode=config.tracking.wandb,
+        project=config.tracking.project,
+        entity=config.tracking.entity,
+        resume_step=resumed.version if resumed else None,
+    )
+    weights = WeightServer(folder.weights, keys, host)
+    connection = LearnerConnection(endpoint, keys, incarnation=time.time_ns() // 1_000_000)
+    parts = LearnerParts(
+        config=config,
+        folder=folder,
+        team=team,
+        connection=connection,
+        weights=weights,
+        weights_key=keys.own.public.decode(),
+        prompts=PromptStream(read_split(corpus, config.data.train_split), task, _train_sampling(config), config.run.seed),
+        heldout=heldout,
+        task=task,
+        tracker=tracker,
+        stop_requested=stop_requested,
+        resumed=resumed,
+    )
+    try:
+        return LearnerLoop(parts).run()
+    finally:
+        connection.close()
+        weights.close()
+
+
+def _train_sampling(config: Config) -> m.Sampling:
+    sampling = config.sampling
+    return m.Sampling(
+        samples=sampling.group_size,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        # Seeded generation costs the engine a little; only the synchronous algorithm can repeat itself anyway.
+        seed=config.run.seed if config.learner.max_staleness == 0 else None,
+    )

@@ -1,0 +1,75 @@
+"""From scored groups to training samples, and the figures of one step that describe them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from common import messages as m
+from common.scores import InvalidOutput
+from learner.batch import TrainSample
+
+LENGTHS = {"length/think": "think_words", "length/query": "query_words"}
+
+
+def is_zero_variance(group: m.ScoredGroup) -> bool:
+    """Whether all samples earned the same: then every group-relative advantage is 0 and nothing is learned."""
+    rewards = [score.reward for score in group.scores.scores]
+    return max(rewards) - min(rewards) < 1e-9
+
+
+def train_samples(group: m.ScoredGroup) -> list[TrainSample]:
+    """The samples of a group as the trainer takes them; the arrays are views."""
+    samples = []
+    start = 0
+    for header, score in zip(group.rollout.header.samples, group.scores.scores, strict=True):
+        end = start + header.tokens
+        samples.append(
+            TrainSample(
+                prompt_ids=group.rollout.prompt_ids,
+                response_ids=group.rollout.token_ids[start:end],
+                behaviour_logprobs=group.rollout.logprobs[start:end],
+                reward=score.reward,
+                group=group.ticket.ticket_id,
+                oldest_version=min((span.version for span in header.spans), default=0),
+            )
+        )
+        start = end
+    return samples
+
+
+def staleness_histogram(groups: Sequence[m.ScoredGroup], version: int) -> Counter[int]:
+    """Tokens by staleness: version they are trained at minus version they were sampled with."""
+    histogram: Counter[int] = Counter()
+    for group in groups:
+        for sample in group.rollout.header.samples:
+            for span in sample.spans:
+                histogram[version - span.version] += span.end - span.start
+    return histogram
+
+
+def describe_groups(groups: Sequence[m.ScoredGroup], version: int, metric: str) -> dict[str, float]:
+    """Reward, recall, lengths and staleness of the groups of one step."""
+    scores = [score for group in groups for score in group.scores.scores]
+    headers = [header for group in groups for header in group.rollout.header.samples]
+    rewards = np.array([score.reward for score in scores])
+    recalls = [score.metrics.get(metric, 0.0) for score in scores]
+    histogram = staleness_histogram(groups, version)
+    tokens = sum(histogram.values())
+    figures = {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "reward/invalid_share": sum(isinstance(score, InvalidOutput) for score in scores) / len(scores),
+        "recall/train": float(np.mean(recalls)),
+        "length/response_tokens": float(np.mean([header.tokens for header in headers])),
+        "staleness/mean": sum(age * count for age, count in histogram.items()) / max(tokens, 1),
+        "staleness/max": float(max(histogram, default=0)),
+    }
+    for name, key in LENGTHS.items():
+        values = [score.metrics[key] for score in scores if key in score.metrics]
+        if values:
+            figures[name] = float(np.mean(values))
+    figures |= {f"staleness/tokens_at_{age}": float(count) for age, count in sorted(histogram.items())}
+    return figures

@@ -1,0 +1,1 @@
+"""Search engines a rewarder can ask, one file each."""

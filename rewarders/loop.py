@@ -1,0 +1,135 @@
+"""The rewarder: takes generated groups, scores their texts, hands the scores back.
+
+It sees texts and judgments only, never token arrays, and imports neither torch nor vLLM. A group one of whose
+samples could not be scored because the engine was unavailable is released, not answered: it waits at the broker
+and is tried again. So no number is ever invented for an outage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from common import messages as m
+from common.scores import InvalidOutput, Score, Scored, Unavailable
+from common.transport.client import Assignment, BrokerClient
+from rewarders.cache import CacheStats
+from rewarders.scoring import Scorer
+
+logger = logging.getLogger(__name__)
+
+RELEASE_DELAY_S = 2.0
+DRAIN_S = 30.0
+
+
+class ScoringReference(msgspec.Struct, frozen=True):
+    """What a ticket's `reference` holds for search tasks: the request and its judgments (a `TaskRow`)."""
+
+    text: str
+    relevant: tuple[str, ...]
+    max_date: str | None = None
+
+
+class Rewarder:
+    """Scores up to `concurrent_groups` groups at a time."""
+
+    def __init__(self, client: BrokerClient, scorer: Scorer, concurrent_groups: int) -> None:
+        self._client = client
+        self._scorer = scorer
+        self._capacity = concurrent_groups
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = asyncio.Event()
+        self._scored = 0
+        self._unavailable = 0
+
+    async def run(self) -> None:
+        """Score until the run is finished, or until `drain`."""
+        self._client.serve("score", self._capacity)
+        taking = asyncio.create_task(self._take_groups())
+        leaving = asyncio.create_task(self._draining.wait())
+        finished = asyncio.create_task(self._wait_for_finish())
+        background = (taking, leaving, finished)
+        try:
+            done, _ = await asyncio.wait(background, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if leaving in done and self._tasks:
+                await asyncio.wait(self._tasks, timeout=DRAIN_S)
+        finally:
+            for task in (*background, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*background, *self._tasks, return_exceptions=True)
+
+    def drain(self) -> None:
+        """Leave politely: take nothing new, finish what is under way."""
+        self._client.serve("score", 0)
+        self._draining.set()
+
+    async def _wait_for_finish(self) -> None:
+        await self._client.wait_for_state(lambda state: state.finished)
+
+    async def _take_groups(self) -> None:
+        while True:
+            assignment = await self._client.assignments.get()
+            task = asyncio.create_task(self._score(assignment))
+            self._tasks.add(task)
+            task.add_done_callback(self._score_ended)
+
+    def _score_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a group could not be scored; its lease will run out: %r", error)
+        self._report()
+
+    async def _score(self, assignment: Assignment) -> None:
+        started = time.monotonic()
+        ticket: m.Ticket = m.decode(assignment.payload[0], m.Ticket)
+        header: m.RolloutHeader = m.decode(assignment.payload[1], m.RolloutHeader)
+        reference = decode_reference(ticket.reference)
+        scores = await self._scorer.score_group([sample.text for sample in header.samples], reference)
+        outage = next((score for score in scores if isinstance(score, Unavailable)), None)
+        if outage is not None:
+            self._unavailable += 1
+            delay_s = max(RELEASE_DELAY_S, outage.retry_after_s or 0.0)
+            logger.warning("group %d waits %.1f s: %s", ticket.ticket_id, delay_s, outage.reason)
+            self._client.release(assignment, delay_s, outage.reason)
+            return
+        self._scored += len(scores)
+        seconds = time.monotonic() - started
+        result = m.GroupScores(ticket.ticket_id, self._client.name, final_scores(scores), seconds)
+        self._client.complete(assignment, [m.encode(result)])
+
+    def _report(self) -> None:
+        stats: CacheStats = self._scorer.cache.stats
+        counters = {
+            "scored": float(self._scored),
+            "unavailable": float(self._unavailable),
+            **{f"cache_{name}": float(value) for name, value in msgspec.structs.asdict(stats).items()},
+        }
+        waits_for = "" if self._tasks else "groups to score"
+        self._client.set_status(f"scoring {len(self._tasks)} groups", waits_for, counters)
+
+
+def decode_reference(reference: dict[str, Any]) -> ScoringReference:
+    """The judgments in a ticket.
+
+    Raises:
+        MessageError: they are not those of a search task.
+    """
+    try:
+        return msgspec.convert(reference, ScoringReference)
+    except msgspec.ValidationError as error:
+        raise m.MessageError(f"the ticket's reference is not that of a search task: {error}") from None
+
+
+def final_scores(scores: Sequence[Score]) -> tuple[Scored | InvalidOutput, ...]:
+    """The scores of a group none of which is `Unavailable`."""
+    final = tuple(score for score in scores if isinstance(score, Scored | InvalidOutput))
+    if len(final) != len(scores):
+        raise ValueError("an Unavailable score can not be handed to the learner")
+    return final

@@ -1,0 +1,84 @@
+"""From a generated text to a `Score`: parse, search through cache and retries, measure.
+
+No quota is spent on a text that does not parse, on a duplicate, or on a query already answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from common.scores import InvalidOutput, Score, Scored, Unavailable
+from common.tasks import ParsedAnswer, ParseFailure, Task, TaskRow
+from rewarders.cache import SearchCache
+from rewarders.engines.base import BadQuery, EngineUnavailable, SearchEngine, SearchRequest, SearchResult
+from rewarders.retry import Retrier
+
+REFUSED_QUERY = "refused_query"
+
+
+class Scorer:
+    """Scores texts of one task against one started engine; safe for any number of concurrent calls on one
+    loop.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        engine: SearchEngine,
+        *,
+        sort: str = "pub_date",
+        cache: SearchCache | None = None,
+        retrier: Retrier | None = None,
+    ) -> None:
+        self.task = task
+        self.engine = engine
+        self.sort = sort
+        self.cache = cache if cache is not None else SearchCache()
+        self.retrier = retrier or Retrier()
+
+    async def score_text(self, text: str, row: TaskRow) -> Score:
+        """Score one generated text for the request `row`.
+
+        An answer that does not parse and a query the engine refuses are `InvalidOutput` with the task's
+        penalties; an engine that cannot be asked, after the retries, is `Unavailable`.
+        """
+        answer = self.task.parse(text)
+        if isinstance(answer, ParseFailure):
+            return InvalidOutput(reward=self.task.format_reward, reason=answer.reason)
+        try:
+            result = await self.search(answer.query, row)
+        except BadQuery as error:
+            return self._refused(answer, error)
+        except EngineUnavailable as error:
+            return Unavailable(reason=error.reason, retry_after_s=error.retry_after_s)
+        score = self.task.score(row, result.ids, result.count)
+        return Scored(
+            reward=score.reward,
+            metrics={**score.metrics, **answer.lengths()},
+            query=answer.query,
+            results=result.count,
+        )
+
+    async def score_group(self, texts: Sequence[str], row: TaskRow) -> list[Score]:
+        """Score the samples of one request concurrently, in order; equal texts are scored once."""
+        async with asyncio.TaskGroup() as group:
+            tasks = {text: group.create_task(self.score_text(text, row)) for text in dict.fromkeys(texts)}
+        return [tasks[text].result() for text in texts]
+
+    async def search(self, query: str, row: TaskRow) -> SearchResult:
+        """Search as a score of `row` does. Raises BadQuery, or EngineUnavailable after the retries."""
+        request = SearchRequest(term=query, retmax=self.task.top_k, sort=self.sort, max_date=row.max_date)
+        return await self.cache.search(request, self._fetch)
+
+    async def _fetch(self, request: SearchRequest) -> SearchResult:
+        return await self.retrier.run(lambda: self.engine.search(request))
+
+    def _refused(self, answer: ParsedAnswer, error: BadQuery) -> InvalidOutput:
+        return InvalidOutput(
+            reward=self.task.bad_query_reward,
+            reason=REFUSED_QUERY,
+            metrics=answer.lengths(),
+            query=answer.query,
+            detail=error.reason,
+        )

@@ -1,0 +1,116 @@
+"""Builds the SQLite FTS5 index of a BEIR folder: once per content, in a cache folder, atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from common.data.beir import CORPUS_FILE, DataError, Document, read_corpus
+from rewarders.servers.pubmed.dates import date_range, made_up_date
+from rewarders.servers.pubmed.text import search_words
+
+# Part of the file name: an index written by other code is never opened.
+INDEX_FORMAT = 1
+
+Progress = Callable[[int, int], None]
+"""Called with (documents done, documents in all)."""
+
+# Both tables are numbered by rank: 1 is the newest document, and documents of one day keep the order of the
+# corpus.
+_SCHEMA = """
+CREATE TABLE documents (rank INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, pub_date INTEGER NOT NULL); CREATE
+VIRTUAL TABLE words USING fts5(title, abstract, content='', tokenize='unicode61 remove_diacritics 0'); CREATE
+TEMP TABLE staging (position INTEGER PRIMARY KEY, id TEXT, pub_date INTEGER, title TEXT, abstract TEXT);
+"""
+_BY_DATE = "FROM staging ORDER BY pub_date DESC, position"
+_RANK = "row_number() OVER (ORDER BY pub_date DESC, position)"
+
+
+def default_cache_folder() -> Path:
+    """The folder for indexes where none is named: below `$XDG_CACHE_HOME`, or else `~/.cache`."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "deepretrieval" / "pubmed"
+
+
+def ensure_index(corpus: Path, cache_folder: Path | None = None, progress: Progress | None = None) -> Path:
+    """Path of the index of a BEIR folder, which is built if no index of the same content is in the cache.
+
+    Raises:
+        DataError: the corpus is missing or has a broken line, or the index cannot be written.
+    """
+    digest, lines = _fingerprint(corpus / CORPUS_FILE)
+    folder = cache_folder or default_cache_folder()
+    path = folder / f"{digest[:32]}-v{INDEX_FORMAT}.sqlite"
+    if path.is_file():
+        return path
+    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _build(corpus, unfinished, lines, progress or (lambda done, total: None))
+        unfinished.replace(path)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise DataError(
+            f"cannot write the search index in {folder}: {error}: free space or name another folder"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _fingerprint(path: Path) -> tuple[str, int]:
+    """SHA-256 and number of lines of a file."""
+    digest = hashlib.sha256()
+    lines = 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                lines += block.count(b"\n")
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}): name a folder that holds {CORPUS_FILE}"
+        ) from None
+    return digest.hexdigest(), lines
+
+
+def _build(corpus: Path, target: Path, total: int, progress: Progress) -> None:
+    target.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(target)) as connection:
+        # The file only counts once it is complete and renamed, so it needs no journal while it is written.
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.executescript(_SCHEMA)
+        connection.executemany("INSERT INTO staging VALUES (?, ?, ?, ?, ?)", _rows(corpus, total, progress))
+        connection.execute(f"INSERT INTO documents SELECT {_RANK}, id, pub_date {_BY_DATE}")
+        connection.execute(
+            f"INSERT INTO words (rowid, title, abstract) SELECT {_RANK}, title, abstract {_BY_DATE}"
+        )
+        connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+        connection.commit()
+
+
+def _rows(corpus: Path, total: int, progress: Progress) -> Iterator[tuple[int, str, int, str, str]]:
+    for position, document in enumerate(read_corpus(corpus)):
+        if position % 500 == 0:
+            progress(position, max(total, position))
+        title, abstract = (" ".join(search_words(text)) for text in (document.title, document.text))
+        yield position, document.id, _publication_day(document, position, total), title, abstract
+    progress(total, total)
+
+
+def _publication_day(document: Document, position: int, total: int) -> int:
+    """The document's own `metadata.pub_date` as YYYYMMDD (first day of a month or year), or a made-up one."""
+    written = document.metadata.get("pub_date")
+    if written is None:
+        return made_up_date(position, total)
+    days = None if ":" in str(written) else date_range(str(written))
+    if days is None:
+        raise DataError(
+            f"document {document.id!r}: pub_date {written!r} is no date: write YYYY, YYYY/MM or YYYY/MM/DD"
+        )
+    return days[0]

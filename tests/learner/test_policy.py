@@ -1,0 +1,189 @@
+"""Log-probabilities of responses against the plain Hugging Face model, and the way weights leave the policy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from learner.batch import MicroBatch, TrainSample, build_rows, micro_batches
+from learner.policy import Policy, SelectedLogprobs, load_policy
+from learner.snapshot import file_checksum, write_snapshot
+
+
+@pytest.fixture(scope="module")
+def policy(mesh: DeviceMesh, model_dir: Path) -> Policy:
+    return load_policy(model_dir, mesh)
+
+
+@pytest.fixture(scope="module")
+def plain(model_dir: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+
+
+def expected_scores(model: torch.nn.Module, sample: TrainSample, temperature: float) -> tuple[Tensor, Tensor]:
+    """One sample alone, without padding or sharing, through the whole model and float64 log-softmax."""
+    prompt, response = torch.from_numpy(sample.prompt_ids).long(), torch.from_numpy(sample.response_ids).long()
+    with torch.no_grad():
+        logits = model(torch.cat([prompt, response])[None]).logits[0].double() / temperature
+    table = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    return table.gather(1, response[:, None])[:, 0].float(), -(table.exp() * table).sum(-1).float()
+
+
+def scores_by_sample(
+    policy: Policy, samples: list[TrainSample], share: bool, temperature: float
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Scores through micro-batches of about 60 tokens, keyed by the sample's place in ``samples``."""
+    place = {id(sample): index for index, sample in enumerate(samples)}
+    rows = sorted(build_rows(samples, 40, share), key=lambda row: -row.length)
+    order = [place[id(sample)] for row in rows for sample in row.samples]
+    with torch.no_grad():
+        scored = [policy.response_logprobs(batch, temperature) for batch in micro_batches(rows, 60)]
+    lengths = [len(samples[index].response_ids) for index in order]
+    logprobs = torch.cat([logprobs for logprobs, _ in scored]).split(lengths)
+    entropies = torch.cat([entropy for _, entropy in scored]).split(lengths)
+    return dict(zip(order, zip(logprobs, entropies, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_scores_match_the_plain_model(
+    policy: Policy,
+    plain: torch.nn.Module,
+    make_samples: Callable[..., list[TrainSample]],
+    share: bool,
+    temperature: float,
+) -> None:
+    samples = make_samples(seed=1, groups=4, size=5)
+    scored = scores_by_sample(policy, samples, share, temperature)
+    assert len(scored) == len(samples)
+    for index, sample in enumerate(samples):
+        logprobs, entropy = expected_scores(plain, sample, temperature)
+        torch.testing.assert_close(scored[index][0], logprobs, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(scored[index][1], entropy, atol=2e-5, rtol=1e-5)
+
+
+def test_the_output_layer_sees_response_positions_only(
+    policy: Policy, make_samples: Callable[..., list[TrainSample]]
+) -> None:
+    seen: list[int] = []
+    head = policy.causal_lm.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[0]))
+    batch = MicroBatch.from_rows(build_rows(make_samples(), 100))
+    policy.response_logprobs(batch, 1.0)
+    handle.remove()
+    assert seen == [batch.tokens]
+
+
+@pytest.mark.parametrize("use", ["logprobs", "entropy", "both"])
+def test_gradient_of_the_fused_softmax(use: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(6, 11, generator=generator) * 3).requires_grad_()
+    targets = torch.tensor([0, 3, 10, 3, 5, 1])
+    weights = torch.randn(2, 6, generator=generator)
+    weights[0] *= use != "entropy"
+    weights[1] *= use != "logprobs"
+
+    def gradient(logprobs: Tensor, entropy: Tensor) -> Tensor:
+        terms = [weights[0] * logprobs] * (use != "entropy") + [weights[1] * entropy] * (use != "logprobs")
+        return torch.autograd.grad(torch.stack(terms).sum(), logits)[0]
+
+    table = (logits / 0.7).log_softmax(-1)
+    expected = gradient(table.gather(1, targets[:, None])[:, 0], -(table.exp() * table).sum(-1))
+    torch.testing.assert_close(gradient(*SelectedLogprobs.apply(logits, targets, 0.7)), expected)
+
+
+def test_improbable_tokens_keep_finite_scores() -> None:
+    logits = torch.tensor([[0.0, -200.0, 150.0]], requires_grad=True)
+    logprobs, entropy = SelectedLogprobs.apply(logits, torch.tensor([1]), 1.0)
+    (logprobs.sum() + entropy.sum()).backward()
+    assert logprobs.item() == pytest.approx(-350.0)
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.0, 1.0, -1.0]]))
+
+
+def test_bfloat16_compute_is_close_and_keeps_float32_weights(
+    mesh: DeviceMesh, model_dir: Path, policy: Policy, make_samples: Callable[..., list[TrainSample]]
+) -> None:
+    lower = load_policy(model_dir, mesh, compute_dtype="bfloat16")
+    batch = MicroBatch.from_rows(build_rows(make_samples(), 100))
+    with torch.no_grad():
+        exact, _ = policy.response_logprobs(batch, 1.0)
+    approximate, _ = lower.response_logprobs(batch, 1.0)
+    assert approximate.dtype == torch.float32
+    assert 0 < float((exact - approximate.detach()).abs().mean()) < 0.1
+    # The forward pass above left the gathered bfloat16 weights in place; what is saved must not be those.
+    saved = policy.full_state_dict()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in lower.full_state_dict().items())
+
+
+def test_scoring_sees_weights_that_changed_after_the_last_scoring(
+    mesh: DeviceMesh, model_dir: Path, make_samples: Callable[..., list[TrainSample]]
+) -> None:
+    changing = load_policy(model_dir, mesh)
+    batch = MicroBatch.from_rows(build_rows(make_samples(), 100))
+    with torch.no_grad():
+        before, _ = changing.response_logprobs(batch, 1.0)
+        for shard in changing.named_shards().values():
+            shard.mul_(0.9)
+        after, _ = changing.response_logprobs(batch, 1.0)
+    assert float((before - after).abs().min()) > 0
+
+
+def test_full_state_dict_is_the_saved_model(policy: Policy, model_dir: Path) -> None:
+    state = policy.full_state_dict()
+    saved = load_file(model_dir / "model.safetensors")
+    assert set(state) == set(saved)
+    assert "lm_head.weight" not in state
+    assert all(torch.equal(state[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_snapshot_loads_as_a_hugging_face_model(
+    policy: Policy, model_dir: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    (tmp_path / "config.json").write_bytes((model_dir / "config.json").read_bytes())
+    target = tmp_path / "model.safetensors"
+    checksum = write_snapshot(policy.full_state_dict(), target, dtype)
+    assert checksum == hashlib.sha256(target.read_bytes()).hexdigest() == file_checksum(target)
+    assert checksum == write_snapshot(policy.full_state_dict(), tmp_path / "again.safetensors", dtype)
+    assert {tensor.dtype for tensor in load_file(target).values()} == {dtype}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, policy.full_state_dict()[name].to(dtype))
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_an_untied_output_layer_is_written(mesh: DeviceMesh, tmp_path: Path) -> None:
+    config = Qwen2Config(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=False,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    state = load_policy(tmp_path, mesh).full_state_dict()
+    assert not torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
+    write_snapshot(state, tmp_path / "copy.safetensors", torch.float32)
+    written = load_file(tmp_path / "copy.safetensors")
+    assert torch.equal(written["lm_head.weight"], state["lm_head.weight"])
+
+
+def test_missing_model_and_unknown_dtype_are_named(
+    mesh: DeviceMesh, model_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        load_policy(tmp_path, mesh)
+    with pytest.raises(ValueError, match="unknown compute dtype 'float8': choose one of float32"):
+        load_policy(model_dir, mesh, compute_dtype="float8")
