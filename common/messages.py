@@ -362,7 +362,7 @@ def encode_rollout(rollout: Rollout) -> list[bytes | memoryview]:
         np.ascontiguousarray(rollout.token_ids, dtype="<i4"),
         np.ascontiguousarray(rollout.logprobs, dtype="<f4"),
     )
-    return [encode(rollout.header), *(memoryview(array).cast("B") if array.size else b"" for array in arrays)]
+    return [encode(rollout.header), *(array.data.cast("B") if array.size else b"" for array in arrays)]
 
 
 def decode_rollout(frames: Payload) -> Rollout:

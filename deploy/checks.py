@@ -73,9 +73,7 @@ def check_base(deep: bool) -> Iterator[Check]:
     advice = "" if curve is None else "pip install --force-reinstall pyzmq (its wheels have CURVE)"
     yield Check("base", "ZeroMQ CURVE", "broken" if curve else "OK", curve or "encryption works", advice)
     fts5 = probes.fts5_problem()
-    advice = (
-        "" if fts5 is None else "use a Python whose SQLite has FTS5 (python.org, Debian and conda builds do)"
-    )
+    advice = "" if fts5 is None else "use a Python whose SQLite has FTS5 (python.org, Debian and conda builds do)"
     yield Check("base", "SQLite FTS5", "broken" if fts5 else "OK", fts5 or "full-text search works", advice)
 
 
@@ -96,9 +94,7 @@ def check_torch(deep: bool) -> Iterator[Check]:
     else:
         yield Check("learner", "torch", "OK", f"{version}, device: {device}")
     if wrong := _foreign_companions(version):
-        detail = (
-            f"{', '.join(wrong)} built for CUDA beside a CPU torch: importing vLLM fails (torchvision::nms)"
-        )
+        detail = f"{', '.join(wrong)} built for CUDA beside a CPU torch: importing vLLM fails (torchvision::nms)"
         yield Check("learner", "torchvision", "broken", detail, f"pip uninstall -y {' '.join(wrong)}")
 
 
@@ -135,18 +131,14 @@ def check_search(deep: bool) -> Iterator[Check]:
         yield Check("search", "pyserini", "missing", "BM25 on Lucene", "pip install -e '.[lucene]'")
     else:
         yield _pyserini_with_java(version)
-    yield _package(
-        "search", "faiss", ("faiss-gpu", "faiss-cpu"), "pip install -e '.[dense]' (GPU: '.[gpu]')", deep
-    )
+    yield _package("search", "faiss", ("faiss-gpu", "faiss-cpu"), "pip install -e '.[dense]' (GPU: '.[gpu]')", deep)
 
 
 def check_extras(deep: bool) -> Iterator[Check]:
     """Packages that only some commands need."""
     yield _package("extras", "ray", ("ray",), "pip install -e '.[ray]' for `launch --on ray`", deep)
     yield _package("extras", "wandb", ("wandb",), "pip install -e '.[tracking]' for W&B", deep)
-    yield _package(
-        "extras", "matplotlib", ("matplotlib",), "pip install -e '.[tracking]' for the curves", deep
-    )
+    yield _package("extras", "matplotlib", ("matplotlib",), "pip install -e '.[tracking]' for the curves", deep)
 
 
 def check_settings(deep: bool) -> Iterator[Check]:
@@ -166,9 +158,7 @@ def check_machine(deep: bool) -> Iterator[Check]:
     """Cores, memory, disk, shared memory, open files."""
     cores, memory = probes.usable_cores(), probes.memory_bytes() / _GIB
     few = "a run needs 2: expect it to be slow" if cores < 2 else ""
-    yield Check(
-        "machine", "cores", "warning" if few else "OK", f"{cores:g} usable, {_instruction_set()}", few
-    )
+    yield Check("machine", "cores", "warning" if few else "OK", f"{cores:g} usable, {_instruction_set()}", few)
     little = "the demo needs about 6 GiB with vLLM" if 0 < memory < 6 else ""
     yield Check("machine", "memory", "warning" if little else "OK", f"{memory:.1f} GiB", little)
     disk = (probes.free_bytes(".") or 0) / _GIB
@@ -289,9 +279,7 @@ def _wandb_setting() -> Check:
     chosen = f"{mode}" if os.environ.get("WANDB_MODE") else "not set: tracking.wandb of the config decides"
     key = "API key present" if has_credentials() else "no API key"
     if mode == "online" and not has_credentials():
-        return Check(
-            "settings", "WANDB_MODE", "warning", f"{chosen}, {key}", "wandb login, or WANDB_MODE=offline"
-        )
+        return Check("settings", "WANDB_MODE", "warning", f"{chosen}, {key}", "wandb login, or WANDB_MODE=offline")
     return Check("settings", "WANDB_MODE", "OK", f"{chosen}, {key}")
 
 
@@ -301,9 +289,7 @@ def _data_setting() -> Check:
         return Check("settings", name, "missing", "not set", "only for real corpora; the demo needs none")
     folder = Path(value)
     if not folder.is_dir():
-        return Check(
-            "settings", name, "broken", f"{value} is no folder", "export it with the path of your data"
-        )
+        return Check("settings", name, "broken", f"{value} is no folder", "export it with the path of your data")
     corpora = sorted(entry.name for entry in folder.iterdir() if (entry / "corpus.jsonl").is_file())
     return Check("settings", name, "OK", f"{value}; BEIR corpora: {', '.join(corpora) or 'none'}")
 

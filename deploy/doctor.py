@@ -15,9 +15,7 @@ _STYLE = {"OK": "green", "missing": "dim", "broken": "bold red", "warning": "yel
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument(
-        "--deep", action="store_true", help="really import the packages (minutes), call PubMed"
-    )
+    parser.add_argument("--deep", action="store_true", help="really import the packages (minutes), call PubMed")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
 

@@ -111,7 +111,7 @@ class LocalRun:
     def _set_earlier_run_aside(self) -> None:
         """A new run under an old name: keep the old one's checkpoints and results out of its way."""
         earlier = self.folder.path / "previous"
-        for name in ("checkpoints", "heldout", "plots", "rewrites.md"):
+        for name in ("checkpoints", "heldout", "plots", "rewrites.md", "metrics.jsonl", "samples.jsonl", "summary.json"):
             old, kept = self.folder.path / name, earlier / name
             if old.exists():
                 earlier.mkdir(exist_ok=True)

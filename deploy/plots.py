@@ -135,9 +135,7 @@ def draw_length(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) -> b
     """Length of the think part and of the query."""
     lines = [("length/think", "think", PURPLE), ("length/query", "query", GREEN)]
     labels = [
-        _smoothed(axes, points, color, name)
-        for metric, name, color in lines
-        if (points := series(metrics, metric))
+        _smoothed(axes, points, color, name) for metric, name, color in lines if (points := series(metrics, metric))
     ]
     if not labels:
         return False
@@ -151,9 +149,7 @@ def draw_throughput(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) 
     """Tokens trained on and tokens generated per second."""
     lines = [("tokens/trained_per_s", "trained", BLUE), ("tokens/generated_per_s", "generated", VERMILION)]
     labels = [
-        _smoothed(axes, points, color, name)
-        for metric, name, color in lines
-        if (points := series(metrics, metric))
+        _smoothed(axes, points, color, name) for metric, name, color in lines if (points := series(metrics, metric))
     ]
     if not labels:
         return False

@@ -60,12 +60,13 @@ class Report:
     notes: tuple[str, ...]
 
 
-def write_report(folder: str | Path, facts: Mapping[str, object] | None = None) -> Report:
+def write_report(folder: str | Path, facts: Mapping[str, object] | None = None, *, curves: bool = True) -> Report:
     """Write plots/*.png, rewrites.md and summary.json of the run in `folder` from its files.
 
     Args:
         folder: `runs/<name>` with metrics.jsonl and heldout/ (see `common.tracking.heldout`).
         facts: what no file tells (`engine`, `trained_samples`, `dropped_stale`); wins over computed figures.
+        curves: draw plots/*.png too (some seconds).
 
     Raises:
         FileNotFoundError: there is no metrics.jsonl.
@@ -83,10 +84,11 @@ def write_report(folder: str | Path, facts: Mapping[str, object] | None = None) 
     if lacking := missing_keys(summary):
         notes.append(f"summary.json has no {', '.join(lacking)}: not measured in this run")
     plots: list[Path] = []
-    try:
-        plots = write_plots(metrics, evaluation, base / "plots")
-    except ImportError:
-        notes.append("no plots: matplotlib is not installed (pip install -e '.[tracking]')")
+    if curves:
+        try:
+            plots = write_plots(metrics, evaluation, base / "plots")
+        except ImportError:
+            notes.append("no plots: matplotlib is not installed (pip install -e '.[tracking]')")
     return Report(summary, evaluation, tuple(rewrites), tuple(plots), tuple(notes))
 
 

@@ -21,7 +21,7 @@ def role_states(processes: Sequence[RoleProcess], fleet: StatusReply | None) -> 
 def _state(process: RoleProcess, peer: PeerEntry | None) -> dict[str, Any]:
     state: dict[str, Any] = {"name": process.name}
     if process.returncode is not None:
-        return state | {"state": "stopped" if process.returncode == 0 else "dead"}
+        return state | {"state": "stopped" if process.returncode in (0, 130) else "dead"}
     if peer is None:
         talks = process.name not in ("broker", "search-server")
         return state | {"state": "starting" if talks else "running"}

@@ -48,9 +48,7 @@ def group_statistics(rewards: Tensor, groups: Tensor) -> GroupStatistics:
     if not bool(torch.isfinite(rewards).all()):
         raise ValueError("a reward is not finite: an unavailable score must never reach the learner")
     _, index = torch.unique(groups, return_inverse=True)
-    counts = torch.zeros(int(index.max()) + 1, dtype=rewards.dtype).index_add(
-        0, index, torch.ones_like(rewards)
-    )
+    counts = torch.zeros(int(index.max()) + 1, dtype=rewards.dtype).index_add(0, index, torch.ones_like(rewards))
     mean = torch.zeros_like(counts).index_add(0, index, rewards) / counts
     deviation = rewards - mean[index]
     variance = torch.zeros_like(counts).index_add(0, index, deviation.square()) / counts

@@ -70,9 +70,7 @@ def check_sample(sample: TrainSample, vocab_size: int) -> None:
         )
     for ids in (sample.prompt_ids, sample.response_ids):
         if ids.min() < 0 or ids.max() >= vocab_size:
-            raise ValueError(
-                f"{name}: token id outside the vocabulary of {vocab_size}; is this the actor's model?"
-            )
+            raise ValueError(f"{name}: token id outside the vocabulary of {vocab_size}; is this the actor's model?")
     # Rounding may leave a probability a little above 1.
     if not np.isfinite(sample.behaviour_logprobs).all() or sample.behaviour_logprobs.max() > 1e-3:
         raise ValueError(f"{name}: behaviour log-probabilities must be finite and at most 0")
@@ -246,9 +244,7 @@ class MicroBatch:
             segments=torch.from_numpy(segments),
             shared=any(len(row.samples) > 1 for row in rows),
             predictors=torch.from_numpy(np.concatenate(predictors)),
-            targets=torch.from_numpy(
-                np.concatenate([sample.response_ids for sample in samples]).astype(np.int64)
-            ),
+            targets=torch.from_numpy(np.concatenate([sample.response_ids for sample in samples]).astype(np.int64)),
             behaviour=torch.from_numpy(np.concatenate([sample.behaviour_logprobs for sample in samples])),
             advantages=torch.from_numpy(advantages.repeat(counts)),
             lengths=torch.from_numpy(counts.astype(np.float32).repeat(counts)),

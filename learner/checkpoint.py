@@ -256,6 +256,4 @@ def _restore_random_states(state: _TrainerState, device: torch.device) -> None:
         return
     torch.set_rng_state(torch.frombuffer(bytearray(state.cpu_rng[rank]), dtype=torch.uint8))
     if device.type == "cuda" and state.device_rng[rank]:
-        torch.cuda.set_rng_state(
-            torch.frombuffer(bytearray(state.device_rng[rank]), dtype=torch.uint8), device
-        )
+        torch.cuda.set_rng_state(torch.frombuffer(bytearray(state.device_rng[rank]), dtype=torch.uint8), device)

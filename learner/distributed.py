@@ -37,9 +37,7 @@ def initialize(device: str = "auto", timeout: timedelta = DEFAULT_TIMEOUT) -> De
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {device!r}: choose auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device cuda was asked for but torch finds no GPU: use device=cpu or install a CUDA build"
-        )
+        raise ValueError("device cuda was asked for but torch finds no GPU: use device=cpu or install a CUDA build")
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -92,11 +90,7 @@ def gather_bytes(payload: bytes) -> list[bytes]:
 
 
 def _as_tensor(payload: bytes) -> Tensor:
-    return (
-        torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        if payload
-        else torch.empty(0, dtype=torch.uint8)
-    )
+    return torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else torch.empty(0, dtype=torch.uint8)
 
 
 def all_reduce(values: Sequence[float], maximum: bool = False) -> list[float]:

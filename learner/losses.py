@@ -46,13 +46,10 @@ class LossSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
             raise ValueError(
-                "clip_low must be in [0, 1] and clip_high at least 0, "
-                f"got {self.clip_low} and {self.clip_high}"
+                f"clip_low must be in [0, 1] and clip_high at least 0, got {self.clip_low} and {self.clip_high}"
             )
         if self.importance_cap <= 0:
-            raise ValueError(
-                f"importance_cap must be positive (use inf for no cap), got {self.importance_cap}"
-            )
+            raise ValueError(f"importance_cap must be positive (use inf for no cap), got {self.importance_cap}")
 
 
 @dataclass(frozen=True)

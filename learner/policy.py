@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from learner.batch import MicroBatch
 
@@ -38,8 +39,7 @@ class SelectedLogprobs(torch.autograd.Function):
         # underflow.
         normaliser = scaled.amax(-1) - probabilities.amax(-1).log()
         logprobs = scaled.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - normaliser
-        # A row-wise dot product: (p * z).sum(-1) would write another [N, V] tensor.
-        expected = torch.bmm(probabilities.unsqueeze(1), scaled.unsqueeze(2)).flatten()
+        expected = torch.linalg.vecdot(probabilities, scaled)
         entropy = normaliser - expected
         ctx.save_for_backward(probabilities, targets, entropy)
         ctx.temperature, ctx.dtype = temperature, logits.dtype
@@ -105,7 +105,8 @@ class Policy(nn.Module):
         """``forward`` through the module's hooks, which is what gathers the FSDP shards."""
         logprobs, entropy = self(batch, temperature)
         if not torch.is_grad_enabled():
-            # Without a backward pass FSDP would keep the gathered weights, and use them after the next update.
+            # Without a backward pass FSDP would keep the gathered weights, and use them after the next
+            # update.
             for module in self.modules():
                 if isinstance(module, FSDPModule):
                     module.reshard()
@@ -149,13 +150,10 @@ def load_policy(
     """
     directory = Path(model_dir)
     if not (directory / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no model in {directory}: config.json is missing; point the model path at a HF folder"
-        )
+        raise FileNotFoundError(f"no model in {directory}: config.json is missing; point the model path at a HF folder")
     if compute_dtype not in COMPUTE_DTYPES:
-        raise ValueError(
-            f"unknown compute dtype {compute_dtype!r}: choose one of {', '.join(COMPUTE_DTYPES)}"
-        )
+        raise ValueError(f"unknown compute dtype {compute_dtype!r}: choose one of {', '.join(COMPUTE_DTYPES)}")
+    transformers_logging.disable_progress_bar()
     causal_lm = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=torch.float32,

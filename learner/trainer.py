@@ -68,9 +68,7 @@ class Trainer:
         self.policy = load_policy(model_dir, mesh, settings.compute_dtype)
         self.reference: Policy | None = None
         if settings.kl_coef > 0:
-            self.reference = load_policy(
-                reference_dir or model_dir, mesh, settings.compute_dtype, trainable=False
-            )
+            self.reference = load_policy(reference_dir or model_dir, mesh, settings.compute_dtype, trainable=False)
         self.optimizer = _build_optimizer(self.policy, settings)
         self.steps = 0
         self.updates = 0
@@ -101,9 +99,7 @@ class Trainer:
         minibatches = [self._lay_out(share) for share in self._cut(samples)]
         proximal = self._proximal(minibatches)
         metrics = StepMetrics()
-        norms = [
-            self._update(batch, known, metrics) for batch, known in zip(minibatches, proximal, strict=True)
-        ]
+        norms = [self._update(batch, known, metrics) for batch, known in zip(minibatches, proximal, strict=True)]
         self.steps += 1
         return self._report(metrics, minibatches, norms, started)
 
@@ -130,9 +126,7 @@ class Trainer:
 
     def _check(self, samples: Sequence[TrainSample]) -> None:
         if len(samples) < max(self.settings.minibatches, 1):
-            raise ValueError(
-                f"{len(samples)} samples cannot be cut into {self.settings.minibatches} minibatches"
-            )
+            raise ValueError(f"{len(samples)} samples cannot be cut into {self.settings.minibatches} minibatches")
         for sample in samples:
             check_sample(sample, int(self.policy.config.vocab_size))
 
@@ -214,9 +208,7 @@ class Trainer:
         if batch.responses == 0:
             return weighted_sum(per_token, torch.zeros_like(weights))
         objective = weighted_sum(per_token, weights)
-        metrics.add(
-            terms, losses, entropy, kl, weights, objective, settings.importance_cap, batch.input_tokens
-        )
+        metrics.add(terms, losses, entropy, kl, weights, objective, settings.importance_cap, batch.input_tokens)
         return objective
 
     def _report(
@@ -255,9 +247,7 @@ def _build_optimizer(policy: Policy, settings: TrainerSettings) -> torch.optim.A
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=settings.lr, betas=settings.betas, eps=settings.adam_epsilon, fused=True
-    )
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.adam_epsilon, fused=True)
     for parameter in parameters:
         optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=policy.device),

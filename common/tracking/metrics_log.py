@@ -35,8 +35,7 @@ class MetricsLog:
         """
         if step < self.last_step:
             raise ValueError(
-                f"step {step} after step {self.last_step} in {self.path}: "
-                f"call resume_at({step - 1}) when resuming"
+                f"step {step} after step {self.last_step} in {self.path}: call resume_at({step - 1}) when resuming"
             )
         self._file.append({"step": step, "time": round(self._clock(), 3), **_without(metrics, "step")})
         self.last_step = step

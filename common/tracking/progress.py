@@ -144,9 +144,7 @@ class LiveProgress:
     def _print_lines(self) -> None:
         while True:
             stopping = self._stop.is_set()
-            self._console.print(
-                render_line(self.state()), markup=False, highlight=False, soft_wrap=True, emoji=False
-            )
+            self._console.print(render_line(self.state()), markup=False, highlight=False, soft_wrap=True, emoji=False)
             if stopping:
                 return
             self._stop.wait(self._interval)

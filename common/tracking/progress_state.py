@@ -123,9 +123,7 @@ def remaining_seconds(metrics: Sequence[Metrics], step: int, steps: int) -> floa
     return max(0, steps - step) * statistics.fmean(durations)
 
 
-def sparkline(
-    values: Sequence[float], width: int, low: float | None = None, high: float | None = None
-) -> str:
+def sparkline(values: Sequence[float], width: int, low: float | None = None, high: float | None = None) -> str:
     """`values` as at most `width` block characters, neighbours averaged where there are more.
 
     `low` and `high` fix the scale; by default it is the range of the values shown.

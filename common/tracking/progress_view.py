@@ -49,7 +49,7 @@ def render_line(state: ProgressState) -> str:
     """The same in one line of plain text, for logs and pipes."""
     head = f"[{duration(state.elapsed_s)}]"
     if not state.started:
-        phases = "; ".join(f"{role.name}: {_doing(role)}" for role in state.roles) or "starting"
+        phases = "; ".join(f"{plain(role.name)}: {_doing(role)}" for role in state.roles) or "starting"
         return " ".join([head, phases, _warning_tail(state)]).strip()
     latest = state.latest
     heldout = f"{state.heldout[-1][1]:.3f}" if state.heldout else "–"
@@ -63,7 +63,7 @@ def render_line(state: ProgressState) -> str:
         "queues " + "/".join(_depth(state, stage) for stage in _STAGES),
         f"quota {share(latest.get('quota/utilisation'))}",
         f"left {duration(state.eta_s)}",
-        *(f"{role.name} {role.state}: {_doing(role)}" for role in state.roles if _needs_a_look(role)),
+        *(f"{plain(role.name)} {plain(role.state)}: {_doing(role)}" for role in state.roles if _needs_a_look(role)),
     ]
     return " ".join([head, " | ".join(parts), _warning_tail(state)]).strip()
 
@@ -205,9 +205,7 @@ def _roles(state: ProgressState) -> RenderableType:
         return Text("waiting for the roles to start" if not state.started else "", style="dim")
     if not state.started:
         return _role_table(state.roles)
-    chips = [
-        Text.assemble(("● ", _STATE_STYLE.get(role.state, "")), plain(role.name)) for role in state.roles
-    ]
+    chips = [Text.assemble(("● ", _STATE_STYLE.get(role.state, "")), plain(role.name)) for role in state.roles]
     troubled = tuple(role for role in state.roles if _needs_a_look(role))
     line: RenderableType = Columns(chips, padding=(0, 2))
     return Group(line, _role_table(troubled)) if troubled else line
@@ -221,7 +219,7 @@ def _role_table(roles: tuple[RoleStatus, ...]) -> RenderableType:
             bar = ProgressBar(total=1.0, completed=role.fraction, width=24)
         table.add_row(
             Text(plain(role.name)),
-            Text(role.state, style=_STATE_STYLE.get(role.state, "")),
+            Text(plain(role.state), style=_STATE_STYLE.get(role.state, "")),
             Text(_doing(role)),
             bar,
             Text("" if role.since_s is None else duration(role.since_s), style="dim"),
@@ -232,7 +230,7 @@ def _role_table(roles: tuple[RoleStatus, ...]) -> RenderableType:
 def _doing(role: RoleStatus) -> str:
     if role.state == "stalled" and role.waits_for:
         return f"waits for {plain(role.waits_for)}"
-    phase = plain(role.phase) or role.state
+    phase = plain(role.phase or role.state)
     return phase if role.fraction is None else f"{phase} {share(role.fraction)}"
 
 

@@ -34,9 +34,7 @@ class RoleReporter:
         self._known: tuple[str, str, str] | None = None
         self._since = self._written = float("-inf")
 
-    def report(
-        self, state: str, phase: str = "", *, fraction: float | None = None, waits_for: str = ""
-    ) -> None:
+    def report(self, state: str, phase: str = "", *, fraction: float | None = None, waits_for: str = "") -> None:
         """State (`starting`, `running`, `stalled`, `stopped`), phase in words, share of it that is done.
 
         A new state or phase is written at once; a new fraction of the same phase five times a second at most.

@@ -6,10 +6,13 @@ warning; metrics.jsonl stays the record.
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import os
 import queue
 import secrets
+import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -79,7 +82,7 @@ class WandbOptions:
     mode: Mode = "off"
     config: Mapping[str, object] = field(default_factory=dict)
     init_timeout_s: float = 60.0
-    finish_timeout_s: float = 30.0
+    finish_timeout_s: float = 10.0
 
 
 _Call = tuple[Literal["log", "finish"], int, dict[str, Any]]
@@ -111,7 +114,16 @@ class WandbTracker:
         self._put(("finish", 0, cast(dict[str, Any], redact(summary))))
         self._thread.join(self._options.finish_timeout_s)
         if self._thread.is_alive():
-            self._warn_once(f"did not finish in {self._options.finish_timeout_s:.0f} s; left behind")
+            limit = self._options.finish_timeout_s
+            self._warn_once(f"did not finish in {limit:.0f} s and was cut off; `wandb sync` uploads the rest")
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        """Leave nothing behind that the end of this process would wait for."""
+        _kill_service()
+        self._thread.join(2.0)
+        with contextlib.suppress(BaseException):  # its connection is gone; this also removes its exit hook
+            sys.modules["wandb"].teardown()
 
     def _put(self, call: _Call) -> None:
         try:
@@ -130,15 +142,14 @@ class WandbTracker:
                 kind, step, values = self._calls.get()
             run.summary.update(values)
             run.finish()
+            sys.modules["wandb"].teardown()  # waits until W&B's own process has written everything and ended
         except BaseException as error:
             self._warn_once(f"stopped recording ({_one_line(error)})")
 
     def _start(self) -> Any | None:
         mode = self._options.mode
         if mode == "online" and not has_credentials():
-            self._warn_once(
-                "has no API key (`wandb login`); recording offline, `wandb sync` uploads it later"
-            )
+            self._warn_once("has no API key (`wandb login`); recording offline, `wandb sync` uploads it later")
             mode = "offline"
         # W&B's reports on its own errors hold up the end of the process for 20 s where no server answers.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -188,6 +199,18 @@ def _init(wandb: Any, options: WandbOptions, mode: Mode) -> Any:
         config=redact(dict(options.config)),
         settings=settings,
     )
+
+
+def _kill_service() -> None:
+    """End W&B's own process, which would otherwise be waited for, without limit, when ours ends."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = stat.read_text(errors="replace").partition("(")[2].rpartition(")")
+            if name.startswith("wandb-core") and int(rest.split()[1]) == os.getpid():
+                os.kill(int(stat.parent.name), signal.SIGKILL)
+                os.waitpid(int(stat.parent.name), 0)
+        except (OSError, ValueError, IndexError):
+            continue
 
 
 def run_id(folder: Path) -> str:

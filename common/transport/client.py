@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 import zmq.asyncio
@@ -202,7 +203,7 @@ class BrokerClient:
         """
         while True:
             grant, use_before = await self._acquire_slot()
-            slot = QuotaSlot(lambda grant=grant: self._send(m.SlotReplied(grant.slot, grant.grant)))
+            slot = QuotaSlot(partial(self._send, m.SlotReplied(grant.slot, grant.grant)))
             if time.monotonic() < use_before:
                 break
             slot.replied()  # too old to be safe to use: given back unused

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zmq
 import zmq.auth.thread
@@ -80,7 +81,7 @@ def load_run_keys(directory: Path, name: str) -> RunKeys:
         raise KeyFileError(f"{path} lacks {error}: copy the keys folder of the run again") from None
 
 
-def secure_server(socket: zmq.Socket[bytes], keys: RunKeys) -> None:
+def secure_server(socket: zmq.Socket[Any], keys: RunKeys) -> None:
     """Make `socket` a CURVE server before it is bound."""
     socket.curve_server = True
     socket.curve_publickey = keys.own.public
@@ -88,7 +89,7 @@ def secure_server(socket: zmq.Socket[bytes], keys: RunKeys) -> None:
     socket.zap_domain = b"run"
 
 
-def secure_client(socket: zmq.Socket[bytes], keys: RunKeys, server_public: bytes) -> None:
+def secure_client(socket: zmq.Socket[Any], keys: RunKeys, server_public: bytes) -> None:
     """Make `socket` a CURVE client that pins the server's key, before it connects."""
     socket.curve_serverkey = server_public
     socket.curve_publickey = keys.own.public

@@ -119,7 +119,7 @@ lines = st.lists(st.tuples(st.integers(0, 500), st.dictionaries(names, numbers, 
     baselines=st.dictionaries(st.text(max_size=8), st.floats(0, 1), max_size=8),
     width=st.integers(20, 200),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_whatever_the_figures_it_draws_within_the_screen(
     steps: list[tuple[int, dict[str, Any]]], text: str, baselines: dict[str, float], width: int
 ) -> None:

@@ -151,9 +151,7 @@ def test_killed_while_logging_then_resumed(tmp_path: Path) -> None:
         "log = MetricsLog(sys.argv[1]); step = 0\n"
         "while True:\n    step += 1; log.log(step, {'x': 'y' * 5000}); print(step, flush=True)\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while int(process.stdout.readline()) < 50:
         pass
@@ -188,9 +186,7 @@ def test_redaction_by_name_and_inside_urls() -> None:
 
 
 @given(
-    name=st.sampled_from(
-        ["api_key", "apiKey", "NCBI_KEY", "hf_token", "Secret", "x_password", "tokens_secret"]
-    ),
+    name=st.sampled_from(["api_key", "apiKey", "NCBI_KEY", "hf_token", "Secret", "x_password", "tokens_secret"]),
     depth=st.integers(0, 4),
     secret=st.text("0123456789abcdef", min_size=16, max_size=16),
 )
@@ -225,9 +221,7 @@ def test_credentials_are_found_without_asking(tmp_path: Path) -> None:
     (tmp_path / "netrc").chmod(0o600)
     assert has_credentials({"WANDB_API_KEY": "x"})
     assert has_credentials({"NETRC": str(tmp_path / "netrc")})
-    assert not has_credentials(
-        {"NETRC": str(tmp_path / "netrc"), "WANDB_BASE_URL": "https://wandb.example.org"}
-    )
+    assert not has_credentials({"NETRC": str(tmp_path / "netrc"), "WANDB_BASE_URL": "https://wandb.example.org"})
     assert not has_credentials({"NETRC": str(tmp_path / "none")})
 
 
@@ -271,9 +265,7 @@ def test_summary_is_merged_in_the_order_of_its_keys(tmp_path: Path) -> None:
 
 
 @needs_wandb
-def test_wandb_offline_writes_the_metrics_and_no_secret(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_offline_writes_the_metrics_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real wandb, offline, with a proxy that refuses every connection: a network call would show."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
@@ -352,6 +344,39 @@ def test_wandb_that_never_answers_neither_blocks_nor_ends_the_run(
 
 
 @needs_wandb
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux' /proc")
+def test_wandb_that_hangs_at_the_end_holds_up_neither_run_nor_exit(tmp_path: Path) -> None:
+    """W&B's own process is stopped (SIGSTOP) in the middle: finish gives up in time, the exit is quick and quiet."""
+    code = (
+        "import os, signal, sys, time; from pathlib import Path\n"
+        "from common.tracking.wandb_tracker import WandbOptions, WandbTracker\n"
+        "options = WandbOptions(Path(sys.argv[1]), 'demo', mode='offline', finish_timeout_s=1.0)\n"
+        "tracker = WandbTracker(options, lambda warning: print(warning, flush=True))\n"
+        "tracker.log(1, {'a': 1})\n"
+        "def services():\n"
+        "    for stat in Path('/proc').glob('[0-9]*/stat'):\n"
+        "        name, _, rest = stat.read_text().partition('(')[2].rpartition(')')\n"
+        "        if name.startswith('wandb-core') and int(rest.split()[1]) == os.getpid():\n"
+        "            yield int(stat.parent.name)\n"
+        "while not (found := list(services())) or not list(Path(sys.argv[1]).rglob('*.wandb')):\n"
+        "    time.sleep(0.05)\n"
+        "os.kill(found[0], signal.SIGSTOP)\n"
+        "started = time.monotonic(); tracker.finish({}); assert time.monotonic() - started < 6\n"
+        "assert not list(services())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "W&B did not finish in 1 s and was cut off; `wandb sync` uploads the rest\n"
+
+
+@needs_wandb
 def test_wandb_online_without_key_records_offline(tmp_path: Path) -> None:
     warnings: list[str] = []
     tracker = WandbTracker(WandbOptions(tmp_path, "demo", mode="online"), warnings.append)
@@ -372,9 +397,7 @@ def test_wandb_not_installed_is_one_warning(tmp_path: Path, monkeypatch: pytest.
     assert series(read_metrics(tmp_path / "metrics.jsonl"), "reward/mean") == [(1, 1.0)]
 
 
-def test_wandb_that_breaks_in_the_middle_is_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_that_breaks_in_the_middle_is_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class BrokenRun:
         def log(self, values: dict[str, float], step: int) -> None:
             raise RuntimeError("the service\nis gone")
@@ -406,9 +429,7 @@ def test_heldout_results_round_trip_and_evaluation_orders_versions(tmp_path: Pat
     write_heldout(tmp_path / "start.json", start)
     write_heldout(tmp_path / "trained.json", trained)
     write_heldout(tmp_path / "v10.json", HeldoutResult(10, [row("a", 0.5)]))
-    write_baselines(
-        tmp_path / "baselines.json", {"rarest_1": [0.5, 0.5], "rarest_2": [0.5, 0.5], "and_all": [0, 0]}
-    )
+    write_baselines(tmp_path / "baselines.json", {"rarest_1": [0.5, 0.5], "rarest_2": [0.5, 0.5], "and_all": [0, 0]})
     evaluation = read_evaluation(tmp_path)
     assert (evaluation.start, evaluation.trained) == (start, trained)
     assert [result.version for result in evaluation.history] == [0, 10, 20]

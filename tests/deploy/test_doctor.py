@@ -66,9 +66,7 @@ def test_every_extra_that_advice_names_exists(machine: Machine) -> None:
     assert named <= set(extras)
 
 
-def test_a_base_install_is_sound_without_any_extra(
-    machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_base_install_is_sound_without_any_extra(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.run() == 0
     shown = capsys.readouterr().out
     assert "training cannot" in shown
@@ -250,19 +248,14 @@ def test_probes_of_this_very_machine(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert probes.free_bytes(tmp_path / "none") is None
     (tmp_path / "fake_torch").mkdir()
     (tmp_path / "fake_torch" / "__init__.py").write_text("raise RuntimeError('imported')")
-    (tmp_path / "fake_torch" / "version.py").write_text(
-        "from typing import Optional\ncuda: Optional[str] = '13.0'\n"
-    )
+    (tmp_path / "fake_torch" / "version.py").write_text("from typing import Optional\ncuda: Optional[str] = '13.0'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert probes.built_for_cuda("fake_torch") == "13.0", "found without importing it"
 
 
 def test_a_package_that_ends_the_interpreter_is_survived() -> None:
     assert probes.import_problem("import json") is None
-    assert (
-        probes.import_problem("import no_such_module_x")
-        == "ModuleNotFoundError: No module named 'no_such_module_x'"
-    )
+    assert probes.import_problem("import no_such_module_x") == "ModuleNotFoundError: No module named 'no_such_module_x'"
     assert probes.import_problem("import os; os.abort()") == "the interpreter ended with code -6"
     assert "within 1 s" in str(probes.import_problem("import time; time.sleep(9)", timeout_s=1.0))
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.tiny_model import build_tiny_model
 from torch.distributed.device_mesh import DeviceMesh
 
 from learner.batch import TrainSample
 from learner.distributed import initialize, shutdown
+from tests.tiny_model import build_tiny_model
 
 VOCAB = 512
 SampleMaker = Callable[..., list[TrainSample]]

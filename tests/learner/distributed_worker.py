@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from tests.learner.conftest import random_samples
 
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from learner.distributed import all_reduce, broadcast_bytes, gather_bytes, initialize, scatter_samples, shutdown
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
+from tests.learner.conftest import random_samples
 
 
 def check_messages() -> None:

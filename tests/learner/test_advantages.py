@@ -43,9 +43,7 @@ def test_equal_rewards_and_groups_of_one_give_zero(name: str) -> None:
     rewards=st.lists(st.tuples(st.floats(-10, 10), st.integers(-3, 3)), min_size=1, max_size=30),
     data=st.data(),
 )
-def test_sum_to_zero_and_ignore_order(
-    name: str, rewards: list[tuple[float, int]], data: st.DataObject
-) -> None:
+def test_sum_to_zero_and_ignore_order(name: str, rewards: list[tuple[float, int]], data: st.DataObject) -> None:
     values = torch.tensor([reward for reward, _ in rewards], dtype=torch.float64)
     groups = torch.tensor([group for _, group in rewards])
     advantages = ADVANTAGES[name](values, groups)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_model import build_tiny_model
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -18,6 +17,7 @@ from learner.batch import TrainSample
 from learner.checkpoint import CheckpointError, latest_valid, load_checkpoint, save_checkpoint
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
+from tests.tiny_model import build_tiny_model
 
 SampleMaker = Callable[..., list[TrainSample]]
 SETTINGS = TrainerSettings(lr=0.01, minibatches=2, kl_coef=0.1, warmup_steps=3)
@@ -77,9 +77,7 @@ def damage_nothing_else(folder: Path, kind: str) -> None:
         (folder / "manifest.json").write_text("{")
 
 
-@pytest.mark.parametrize(
-    "kind", ["truncated", "flipped bit", "missing file", "missing manifest", "broken manifest"]
-)
+@pytest.mark.parametrize("kind", ["truncated", "flipped bit", "missing file", "missing manifest", "broken manifest"])
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     trainer: Trainer, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -137,9 +135,7 @@ def test_a_full_disk_is_one_clear_error_and_costs_nothing(
     for failing_call in (1, 3, 4):  # our own files, the shard, the manifest
         calls = []
 
-        def count_then_fail(
-            descriptor: int, limit: int = failing_call, calls: list[int] = calls
-        ) -> None:
+        def count_then_fail(descriptor: int, limit: int = failing_call, calls: list[int] = calls) -> None:
             calls.append(descriptor)
             if len(calls) >= limit:
                 full(descriptor)

@@ -44,9 +44,7 @@ def test_two_ranks_train_like_one_and_share_checkpoints(
     mesh: DeviceMesh, model_dir: Path, tmp_path: Path, make_samples: SampleMaker, minibatches: int
 ) -> None:
     # A large epsilon keeps Adam from turning rounding differences of tiny gradients into full steps.
-    settings = TrainerSettings(
-        lr=0.1, adam_epsilon=0.1, kl_coef=0.1, micro_batch_tokens=64, minibatches=minibatches
-    )
+    settings = TrainerSettings(lr=0.1, adam_epsilon=0.1, kl_coef=0.1, micro_batch_tokens=64, minibatches=minibatches)
     run_two_ranks(model_dir, tmp_path, settings)
     alone = Trainer(settings, model_dir, mesh)
     expected = [alone.step(make_samples(seed)) for seed in range(3)]

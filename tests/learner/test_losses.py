@@ -1,4 +1,6 @@
-"""Losses against an independent float64 implementation, token by token, and against values worked out by hand."""
+"""Losses against an independent float64 implementation, token by token, and against values worked out by
+hand.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Log-probabilities of responses against the plain Hugging Face model, and the way weights leave the policy."""
+"""Log-probabilities of responses against the plain Hugging Face model, and the way weights leave the
+policy.
+"""
 
 from __future__ import annotations
 
@@ -180,9 +182,7 @@ def test_an_untied_output_layer_is_written(mesh: DeviceMesh, tmp_path: Path) -> 
     assert torch.equal(written["lm_head.weight"], state["lm_head.weight"])
 
 
-def test_missing_model_and_unknown_dtype_are_named(
-    mesh: DeviceMesh, model_dir: Path, tmp_path: Path
-) -> None:
+def test_missing_model_and_unknown_dtype_are_named(mesh: DeviceMesh, model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         load_policy(tmp_path, mesh)
     with pytest.raises(ValueError, match="unknown compute dtype 'float8': choose one of float32"):

@@ -20,8 +20,8 @@ from learner.settings import TrainerSettings, learning_rate
 from learner.trainer import Trainer, fill_advantages
 
 SampleMaker = Callable[..., list[TrainSample]]
-# A large epsilon makes Adam's update nearly proportional to the gradient, so that weights show gradient errors
-# in their true size instead of the sign of noise.
+# A large epsilon makes Adam's update nearly proportional to the gradient, so that weights show gradient
+# errors in their true size instead of the sign of noise.
 PROPORTIONAL: dict[str, Any] = {"lr": 0.1, "adam_epsilon": 1.0, "micro_batch_tokens": 64, "max_row_tokens": 40}
 
 
@@ -37,13 +37,16 @@ def weights_after(
 def assert_same_weights(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float) -> None:
     assert set(first) == set(second)
     for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=tolerance, rtol=0, msg=lambda m: f"{name}: {m}")
+        difference = float((first[name] - second[name]).detach().abs().max())
+        assert difference <= tolerance, f"{name} differs by {difference}"
 
 
 def reference_objective(
     model: torch.nn.Module, frozen: torch.nn.Module, samples: list[TrainSample], settings: TrainerSettings
 ) -> Tensor:
-    """Decoupled PPO + k3 KL - entropy, sequence mean, one sample at a time; written without the learner's code."""
+    """Decoupled PPO + k3 KL - entropy, sequence mean, one sample at a time; written without the learner's
+    code.
+    """
     total = torch.zeros(())
     for sample in samples:
         prompt = torch.from_numpy(sample.prompt_ids).long()
@@ -64,9 +67,7 @@ def reference_objective(
     return total
 
 
-def test_a_step_is_the_step_of_plain_pytorch(
-    mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker
-) -> None:
+def test_a_step_is_the_step_of_plain_pytorch(mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker) -> None:
     settings = TrainerSettings(
         **PROPORTIONAL,
         weight_decay=0.1,
@@ -96,7 +97,7 @@ def test_a_step_is_the_step_of_plain_pytorch(
         objective.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
-        assert metrics["loss"] == pytest.approx(float(objective), rel=1e-4, abs=1e-6)
+        assert metrics["loss"] == pytest.approx(objective.item(), rel=1e-4, abs=1e-6)
         assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
         assert float(norm) > 0.5
     assert_same_weights(trainer.full_state_dict(), dict(model.named_parameters()), tolerance=2e-5)
@@ -116,9 +117,7 @@ def test_gradients_do_not_depend_on_micro_batches(
     assert_same_weights(weights_after(mesh, model_dir, samples, **common, **changes), expected, tolerance=1e-6)
 
 
-def test_gradients_do_not_depend_on_the_order(
-    mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker
-) -> None:
+def test_gradients_do_not_depend_on_the_order(mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker) -> None:
     samples = make_samples(seed=3)
     expected = weights_after(mesh, model_dir, samples)
     shuffled = [samples[index] for index in np.random.default_rng(0).permutation(len(samples))]

@@ -48,7 +48,7 @@ class Oracle:
 
     def ids_by_date(self, query: Query) -> list[str]:
         found = self.evaluate(query) or set()
-        ordered = sorted(enumerate(self.documents), key=lambda entry: (-entry[1].day, entry[0]))
+        ordered = sorted(enumerate(self.documents), key=lambda entry: (-entry[1].day, -entry[0]))
         return [document.id for _, document in ordered if document.id in found]
 
     def evaluate(self, query: Query) -> set[str] | None:
@@ -89,9 +89,7 @@ class Oracle:
             return found if found or tag else None
         return self.words(list(words), tag, droppable=tag is None, prefix=prefix)
 
-    def words(
-        self, words: list[str], tag: str | None, droppable: bool, prefix: bool = False
-    ) -> set[str] | None:
+    def words(self, words: list[str], tag: str | None, droppable: bool, prefix: bool = False) -> set[str] | None:
         found: set[str] | None = None
         for number, word in enumerate(words):
             if droppable and word in STOPWORDS:

@@ -61,10 +61,7 @@ def test_dates(query: str, expected: str) -> None:
 
 
 def test_words_before_a_date_are_a_query_of_their_own() -> None:
-    assert (
-        understood("heart attack 2010[dp]")
-        == '("heart" AND "attack") AND 2010/01/01:2010/12/31[Date - Publication]'
-    )
+    assert understood("heart attack 2010[dp]") == '("heart" AND "attack") AND 2010/01/01:2010/12/31[Date - Publication]'
 
 
 @pytest.mark.parametrize(

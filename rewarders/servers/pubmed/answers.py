@@ -98,9 +98,7 @@ def _warnings(result: SearchResult, messages: list[str]) -> dict[str, list[str]]
 
 
 def _xml_list(name: str, tags: dict[str, str], entries: dict[str, list[str]]) -> str:
-    inner = "".join(
-        f"<{tags[key]}>{escape(text)}</{tags[key]}>" for key, texts in entries.items() for text in texts
-    )
+    inner = "".join(f"<{tags[key]}>{escape(text)}</{tags[key]}>" for key, texts in entries.items() for text in texts)
     return f"<{name}>{inner}</{name}>" if inner else ""
 
 

@@ -180,9 +180,7 @@ def _backend_failure(error: QuerySyntaxError) -> str:
 
 
 def _json(text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(
-        text=text, status=status, headers=headers, content_type="application/json", charset="UTF-8"
-    )
+    return web.Response(text=text, status=status, headers=headers, content_type="application/json", charset="UTF-8")
 
 
 class RunningServer:
@@ -239,9 +237,7 @@ async def serve(settings: ServerSettings, index: Index | None = None) -> Running
     return RunningServer(runner, settings, index)
 
 
-def run(
-    settings: ServerSettings, progress: Progress | None = None, say: Callable[[str], None] | None = None
-) -> None:
+def run(settings: ServerSettings, progress: Progress | None = None, say: Callable[[str], None] | None = None) -> None:
     """Serve until SIGINT or SIGTERM, then return. One line is said once the server listens.
 
     Args:

@@ -14,20 +14,20 @@ from rewarders.servers.pubmed.dates import date_range, made_up_date
 from rewarders.servers.pubmed.text import search_words
 
 # Part of the file name: an index written by other code is never opened.
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 
 Progress = Callable[[int, int], None]
 """Called with (documents done, documents in all)."""
 
-# Both tables are numbered by rank: 1 is the newest document, and documents of one day keep the order of the
-# corpus.
+# Both tables are numbered by rank: 1 is the newest document; of the documents of one day the last in the corpus
+# is the newest, as if the file had grown over time.
 _SCHEMA = """
 CREATE TABLE documents (rank INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, pub_date INTEGER NOT NULL); CREATE
 VIRTUAL TABLE words USING fts5(title, abstract, content='', tokenize='unicode61 remove_diacritics 0'); CREATE
 TEMP TABLE staging (position INTEGER PRIMARY KEY, id TEXT, pub_date INTEGER, title TEXT, abstract TEXT);
 """
-_BY_DATE = "FROM staging ORDER BY pub_date DESC, position"
-_RANK = "row_number() OVER (ORDER BY pub_date DESC, position)"
+_BY_DATE = "FROM staging ORDER BY pub_date DESC, position DESC"
+_RANK = "row_number() OVER (ORDER BY pub_date DESC, position DESC)"
 
 
 def default_cache_folder() -> Path:
@@ -65,17 +65,16 @@ def ensure_index(corpus: Path, cache_folder: Path | None = None, progress: Progr
 def _fingerprint(path: Path) -> tuple[str, int]:
     """SHA-256 and number of lines of a file."""
     digest = hashlib.sha256()
-    lines = 0
+    lines, last = 0, b"\n"
     try:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
                 lines += block.count(b"\n")
+                last = block[-1:]
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}): name a folder that holds {CORPUS_FILE}"
-        ) from None
-    return digest.hexdigest(), lines
+        raise DataError(f"{path} cannot be read ({error.strerror}): name a folder that holds {CORPUS_FILE}") from None
+    return digest.hexdigest(), lines + (last != b"\n")
 
 
 def _build(corpus: Path, target: Path, total: int, progress: Progress) -> None:
@@ -87,9 +86,7 @@ def _build(corpus: Path, target: Path, total: int, progress: Progress) -> None:
         connection.executescript(_SCHEMA)
         connection.executemany("INSERT INTO staging VALUES (?, ?, ?, ?, ?)", _rows(corpus, total, progress))
         connection.execute(f"INSERT INTO documents SELECT {_RANK}, id, pub_date {_BY_DATE}")
-        connection.execute(
-            f"INSERT INTO words (rowid, title, abstract) SELECT {_RANK}, title, abstract {_BY_DATE}"
-        )
+        connection.execute(f"INSERT INTO words (rowid, title, abstract) SELECT {_RANK}, title, abstract {_BY_DATE}")
         connection.execute("INSERT INTO words (words) VALUES ('optimize')")
         connection.commit()
 
@@ -110,7 +107,5 @@ def _publication_day(document: Document, position: int, total: int) -> int:
         return made_up_date(position, total)
     days = None if ":" in str(written) else date_range(str(written))
     if days is None:
-        raise DataError(
-            f"document {document.id!r}: pub_date {written!r} is no date: write YYYY, YYYY/MM or YYYY/MM/DD"
-        )
+        raise DataError(f"document {document.id!r}: pub_date {written!r} is no date: write YYYY, YYYY/MM or YYYY/MM/DD")
     return days[0]

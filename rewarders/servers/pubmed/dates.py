@@ -7,8 +7,8 @@ from datetime import date, timedelta
 
 _DATE = re.compile(r"(\d{4})(?:[/-](\d{1,2})(?:[/-](\d{1,2}))?)?")
 
-# Corpora without dates get made-up ones between these days, in the order of the file: its first document is
-# newest.
+# Corpora without dates get made-up ones between these days, in the order of the file: its last document is
+# the newest.
 NEWEST_MADE_UP_DATE = date(2020, 12, 31)
 OLDEST_MADE_UP_DATE = date(1971, 1, 1)
 
@@ -42,9 +42,9 @@ def _days(text: str) -> tuple[int, int] | None:
 
 
 def made_up_date(position: int, total: int) -> int:
-    """A date as YYYYMMDD for document `position` (0-based, newest first) of `total` undated ones."""
+    """A date as YYYYMMDD for document `position` (0-based, oldest first) of `total` undated ones."""
     span = (NEWEST_MADE_UP_DATE - OLDEST_MADE_UP_DATE).days
-    day = NEWEST_MADE_UP_DATE - timedelta(days=span * position // max(total, 1))
+    day = OLDEST_MADE_UP_DATE + timedelta(days=span * position // max(total, 1))
     return day.year * 10_000 + day.month * 100 + day.day
 
 

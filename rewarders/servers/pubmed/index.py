@@ -153,9 +153,7 @@ class Index:
             found &= self._between(dates)
             searched = Group(searched, ((Operator.AND, dates),))
         stop = retstart + retmax
-        ranks = (
-            self._by_relevance(resolved, found, stop) if sort == "relevance" else _lowest_bits(found, stop)
-        )
+        ranks = self._by_relevance(resolved, found, stop) if sort == "relevance" else _lowest_bits(found, stop)
         return SearchResult(
             count=found.bit_count(),
             ids=tuple(self._ids[rank - 1] for rank in ranks[retstart:stop]),

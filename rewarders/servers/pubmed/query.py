@@ -46,7 +46,13 @@ _LEXEMES = re.compile(
     re.VERBOSE,
 )
 _PLAIN_PUNCTUATION = str.maketrans(
-    {**dict.fromkeys("“”„‟«»″＂", '"'), **dict.fromkeys("‐‑‒–—−", "-"), "’": "'", "‘": "'"}
+    {
+        **dict.fromkeys("“”„‟«»″＂", '"'),
+        **dict.fromkeys("‐‑‒–—−", "-"),
+        **dict.fromkeys("‘’", "'"),
+        # Neither XML nor UTF-8 could carry these back in an answer.
+        **{chr(code): " " for code in (*range(0x20), 0xFFFE, 0xFFFF, *range(0xD800, 0xE000))},
+    }
 )
 # Characters that keep the parts of one word together. All others separate words.
 _PIECES = re.compile(r"[\w\-'.*]+")
@@ -252,9 +258,7 @@ class _Parser:
         self._ignored += ignored
         if not terms:
             return Ignored(" ".join(ignored)) if ignored else None
-        return (
-            Group(terms[0], tuple((Operator.AND, term) for term in terms[1:])) if len(terms) > 1 else terms[0]
-        )
+        return Group(terms[0], tuple((Operator.AND, term) for term in terms[1:])) if len(terms) > 1 else terms[0]
 
 
 def _tagged(text: str, search_field: Field, *, quoted: bool) -> Node | None:
@@ -279,7 +283,7 @@ def _phrase(text: str, search_field: Field, *, quoted: bool, droppable: bool) ->
     characters = sum(len(word) for word in words)
     prefix = text.rstrip(" .'-").endswith("*") and characters >= MIN_TRUNCATED_CHARACTERS
     # One word with punctuation inside (`p.E1317Q`) is known as it is or not at all. If it is not, PubMed drops
-    # it as it drops any unknown word, unless it is hyphenated: that it looks up as a phrase, and finds nothing.
+    # it like any unknown word, unless it is hyphenated: that it looks up as a phrase, and finds nothing.
     one_piece = len(_PIECES.findall(text)) == 1
     hyphenated = one_piece and len(words) > 1 and "-" in text.strip("-")
     return Term(
