@@ -151,7 +151,7 @@ class Actor:
     async def _generate(self, assignment: Assignment) -> None:
         ticket: m.Ticket = m.decode(assignment.payload[0], m.Ticket)
         async with self._weights_changed:
-            await self._weights_changed.wait_for(lambda: self._weights[1] >= ticket.min_version)
+            await self._weights_changed.wait_for(lambda: self._may_generate(ticket))
         if not self._client.holds(assignment):
             return
         started = time.monotonic()
@@ -164,6 +164,16 @@ class Actor:
             return
         rollout = build_rollout(ticket, self._client.name, prompt_ids, completions, time.monotonic() - started)
         self._client.complete(assignment, m.encode_rollout(rollout))
+
+    def _may_generate(self, ticket: m.Ticket) -> bool:
+        """Whether the engine holds weights of the present learner that are new enough for a ticket.
+
+        The broker announces a new learner before it hands out that learner's tickets, so the state known here
+        is never older than the ticket.
+        """
+        state = self._client.state
+        incarnation, version = self._weights
+        return state is not None and incarnation == state.incarnation and version >= ticket.min_version
 
     async def _finish_generations(self) -> None:
         died = [task for task in self._generations if task.done() and task.exception()]

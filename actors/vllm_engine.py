@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -71,7 +72,7 @@ class VllmEngine(Engine):
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
-            with _environment(self.options), warnings.catch_warnings():
+            with _environment(self.options), warnings.catch_warnings(), _frozen_heap():
                 warnings.simplefilter("ignore")  # deprecations inside vLLM; a forked process inherits the filter
                 config = _engine_arguments(model_dir, self.options).create_engine_config()
                 os.environ.update(_start_method(self.options))
@@ -95,12 +96,18 @@ class VllmEngine(Engine):
         try:
             outputs = await self._or_death(self._outputs(request))
             completions = [_completion(output) for output in sorted(outputs, key=lambda output: output.index)]
+            if len(completions) < request.n:  # greedy: all samples are the same, and vLLM draws only one
+                completions *= request.n
         finally:
             self._meter.end(completions)
         return completions
 
     async def load_weights(self, weights: Path, version: int) -> WeightUpdate:
         """See ``Engine.load_weights``."""
+        # Shielded: a caller that gives up in the middle would leave the engine paused for ever.
+        return await asyncio.shield(asyncio.ensure_future(self._load_weights(weights, version)))
+
+    async def _load_weights(self, weights: Path, version: int) -> WeightUpdate:
         begin = time.perf_counter()
         file = await asyncio.to_thread(read_weight_file, weights)
         check_same_model(file, self._shapes)
@@ -177,7 +184,8 @@ class VllmEngine(Engine):
             raise EngineDiedError("the vLLM engine is not running: start it first")
         task = asyncio.ensure_future(work)
         try:
-            await asyncio.wait({task, death}, return_when=asyncio.FIRST_COMPLETED)
+            futures: set[asyncio.Future[Any]] = {task, death}
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
             if death.done():
                 raise EngineDiedError(f"vLLM's engine process {death.result()}; restart this actor")
             return await task
@@ -252,6 +260,16 @@ def _environment(options: EngineOptions) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextlib.contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """Keeps a forked process from finalizing the actor's garbage, which may hold sockets the two share."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _start_method(options: EngineOptions) -> Mapping[str, str]:
     """On a CPU vLLM insists on spawning; forking saves importing vLLM a second time (half of the start).
 
@@ -322,7 +340,7 @@ def _sampling_parameters(request: GenerationRequest) -> SamplingParams:
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
-        n=request.n,
+        n=request.n if request.temperature > 0 else 1,
         temperature=request.temperature,
         top_p=request.top_p,
         max_tokens=request.max_tokens,

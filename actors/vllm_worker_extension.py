@@ -12,10 +12,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 ACTOR_PID = "DEEPRETRIEVAL_ACTOR_PID"
 ENGINE_THREADS = "DEEPRETRIEVAL_ENGINE_THREADS"
@@ -33,6 +34,9 @@ class PolicyWorker:
         def reload_weights(self, weights_iterator: Iterator[tuple[str, Tensor]]) -> None:
             """vLLM's layer-wise reload, which this class finds in the worker it is mixed into."""
 
+        def get_model(self) -> Module:
+            """The worker's model."""
+
     def load_policy(self, path: str) -> None:
         """Replaces the model's weights by those of a safetensors file with Hugging Face names.
 
@@ -43,10 +47,24 @@ class PolicyWorker:
 
         with safe_open(path, framework="pt", device="cpu") as file:
             self.reload_weights(weights_iterator=((name, file.get_tensor(name)) for name in file.keys()))  # noqa: SIM118
+        repack_shared_weights(self.get_model())
 
     def watched_actor(self) -> int:
         """The process with which this worker dies."""
         return watched_actor
+
+
+def repack_shared_weights(model: Module) -> None:
+    """Packs anew, on a CPU, the weights of layers that the reload passes over because another layer owns them.
+
+    That is an output head tied to the input embeddings: vLLM (0.32) gives it the new values and goes on
+    multiplying with the copy that oneDNN packed at the start, so the policy's head would stay that of version 0.
+    """
+    layer: Any
+    for layer in model.modules():
+        # Layers that own their weight have dropped it after packing.
+        if hasattr(layer, "cpu_linear") and layer.weight.numel():
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def die_with_actor(pid: int) -> None:

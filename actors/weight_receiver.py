@@ -45,7 +45,7 @@ class WeightReceiver:
             old.unlink()
         socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
-        socket.maxmsgsize = w.CHUNK_BYTES
+        socket.maxmsgsize = w.CHUNK_BYTES + 4096  # CURVE wraps each frame
         secure_client(socket, self._keys, state.weights_key.encode())
         socket.connect(state.weights_endpoint)
         try:

@@ -283,7 +283,7 @@ class LocalRun:
         return {
             "run": self._config.run.name,
             "engine": self._engine,
-            "device": "",
+            "device": "GPU" if shutil.which("nvidia-smi") else "CPU",
             "steps": self._config.learner.steps,
             "baselines": self._baselines,
             "roles": role_states(self._processes, self._fleet),

@@ -77,10 +77,9 @@ def draw_reward(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) -> b
 
 def draw_heldout(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) -> bool:
     """Held-out recall by step with its 95 % interval, and the baselines as lines with theirs."""
-    points = dict(series(metrics, "recall/heldout"))
-    for result in evaluation.history:
-        if result.rows:
-            points.setdefault(result.version, result.interval().mean)
+    # Evaluations run beside training, so metrics.jsonl holds them some steps late; the results know their version.
+    points = {result.version: result.interval().mean for result in evaluation.history if result.rows}
+    points = points or dict(series(metrics, "recall/heldout"))
     if not points:
         return False
     _title(axes, "Recall on held-out requests", "recall (mean, band: 95 % interval)")
@@ -139,7 +138,7 @@ def draw_length(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) -> b
     ]
     if not labels:
         return False
-    _title(axes, "Length of think part and query", "characters (mean per step)")
+    _title(axes, "Length of think part and query", "words (mean per step)")
     axes.set_ylim(bottom=0.0)
     _label_lines(axes, labels)
     return True

@@ -21,9 +21,7 @@ STD_EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """Per-sample view of the group statistics, each float [N]: ``mean``, population ``std`` and group
-    ``size``.
-    """
+    """Per-sample view of the group statistics, each float [N]: ``mean``, population ``std`` and group ``size``."""
 
     mean: Tensor
     std: Tensor
@@ -66,9 +64,7 @@ def grpo(rewards: Tensor, groups: Tensor) -> Tensor:
 
 
 def grpo_no_std(rewards: Tensor, groups: Tensor) -> Tensor:
-    """A_i = R_i - mean_G R, without the division that favours too easy and too hard prompts (Dr. GRPO,
-    2503.20783).
-    """
+    """A_i = R_i - mean_G R, without the division that favours too easy and too hard prompts (Dr. GRPO, 2503.20783)."""
     return rewards - group_statistics(rewards, groups).mean
 
 

@@ -133,8 +133,7 @@ def decode_samples(payload: bytes) -> list[TrainSample]:
 
 
 def partition(samples: Sequence[TrainSample], parts: int) -> list[list[TrainSample]]:
-    """Cut ``samples`` into ``parts`` runs of about equal tokens, order kept (so groups stay together where
-    possible).
+    """Cut ``samples`` into ``parts`` runs of about equal tokens, order kept (so groups stay together where possible).
 
     The loads differ by at most the tokens of one sample on either side of a cut. With fewer samples than
     parts, some parts are empty.
@@ -173,9 +172,7 @@ class Row:
 
 
 def build_rows(samples: Sequence[TrainSample], max_row_tokens: int, share_prompts: bool = True) -> list[Row]:
-    """Gather samples of equal prompts into rows of at most ``max_row_tokens`` (a single sample may be
-    longer).
-    """
+    """Gather samples of equal prompts into rows of at most ``max_row_tokens`` (a single sample may be longer)."""
     if not share_prompts:
         return [Row((sample,)) for sample in samples]
     by_prompt: dict[bytes, list[TrainSample]] = {}
@@ -271,8 +268,7 @@ class MicroBatch:
         return len(self.targets) if self.responses else 0
 
     def attention_mask(self) -> Tensor | None:
-        """bool [R, 1, S, S], True where query i may see key j; None where the plain causal mask says the
-        same.
+        """bool [R, 1, S, S], True where query i may see key j; None where the plain causal mask says the same.
 
         Right padding needs no mask of its own: no token comes after it. Padding sees itself, as a row of the
             mask
@@ -288,9 +284,7 @@ class MicroBatch:
 def _fill_row(
     row: Row, ids: NDArray[np.int64], positions: NDArray[np.int64], segments: NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
-    """Write one row in place; returns, per response, the offsets in the row whose hidden states predict its
-    tokens.
-    """
+    """Write one row in place; returns, per response, the offsets in the row whose hidden states predict its tokens."""
     prompt = row.samples[0].prompt_ids
     end = len(prompt)
     ids[:end], segments[:end] = prompt, PROMPT_SEGMENT
@@ -307,9 +301,7 @@ def _fill_row(
 
 
 def micro_batches(rows: Sequence[Row], max_tokens: int) -> list[MicroBatch]:
-    """Rows of similar length together, each rectangle (padding included) within ``max_tokens`` unless it is
-    one row.
-    """
+    """Rows of similar length together, each rectangle (padding included) within ``max_tokens`` unless it is one row."""
     batches: list[MicroBatch] = []
     taken: list[Row] = []
     for row in sorted(rows, key=lambda row: -row.length):

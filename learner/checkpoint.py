@@ -65,8 +65,7 @@ class _TrainerState(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def save_checkpoint(trainer: Trainer, directory: str | Path, blob: bytes, keep: int = 2) -> Path:
-    """Write the trainer's state and ``blob`` to ``directory``/step-N, N = ``trainer.steps``; keep the last
-    ``keep``.
+    """Write the trainer's state and ``blob`` to ``directory``/step-N, N = ``trainer.steps``; keep the last ``keep``.
 
     All ranks call this together; only rank 0's blob is stored. The folder must be visible to all ranks.
 
@@ -95,8 +94,7 @@ def save_checkpoint(trainer: Trainer, directory: str | Path, blob: bytes, keep: 
 
 
 def load_checkpoint(trainer: Trainer, path: str | Path) -> bytes:
-    """Restore weights, optimizer, counters and random states in place; returns the caller's bytes on every
-    rank.
+    """Restore weights, optimizer, counters and random states in place; returns the caller's bytes on every rank.
 
     All ranks call this together. The number of ranks may differ from the one that saved; ranks that had no
     predecessor keep their random state.
@@ -120,9 +118,7 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> bytes:
 
 
 def latest_valid(directory: str | Path) -> Path | None:
-    """The newest complete and undamaged checkpoint, or None; damaged ones are named in a warning and
-    skipped.
-    """
+    """The newest complete and undamaged checkpoint, or None; damaged ones are named in a warning and skipped."""
     for folder in reversed(_checkpoints(Path(directory))):
         try:
             _require_valid(folder)
@@ -211,9 +207,7 @@ def _prune(folder: Path, keep: int) -> None:
 
 
 def _together(action: Callable[[], _Result]) -> _Result:
-    """Run ``action`` on every rank; if it fails on one, all raise, so that none waits for the others for
-    ever.
-    """
+    """Run ``action`` on every rank; if it fails on one, all raise, so that none waits for the others for ever."""
     failure: OSError | CheckpointError | None = None
     result: _Result | None = None
     try:

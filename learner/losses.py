@@ -23,9 +23,7 @@ MAX_LOG_RATIO = 20.0
 
 @dataclass(frozen=True)
 class PolicyTerms:
-    """What a policy loss reads, each float32 [N] over the response tokens; only ``logprobs`` carries a
-    gradient.
-    """
+    """What a policy loss reads, each float32 [N] over the response tokens; only ``logprobs`` carries a gradient."""
 
     logprobs: Tensor
     proximal: Tensor
@@ -70,9 +68,7 @@ KLEstimator = Callable[[Tensor, Tensor], Tensor]
 
 
 def probability_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """exp(numerator - denominator) of two log-probabilities, the exponent clamped to +-20 against
-    overflow.
-    """
+    """exp(numerator - denominator) of two log-probabilities, the exponent clamped to +-20 against overflow."""
     return (numerator - denominator).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
@@ -119,9 +115,7 @@ def behaviour_ppo(terms: PolicyTerms, settings: LossSettings) -> TokenLosses:
 
 
 def tis(terms: PolicyTerms, settings: LossSettings) -> TokenLosses:
-    """-sg(min(pi_theta / mu, cap)) A log pi_theta: REINFORCE with truncated importance weights, no clip
-    range.
-    """
+    """-sg(min(pi_theta / mu, cap)) A log pi_theta: REINFORCE with truncated importance weights, no clip range."""
     ratio = probability_ratio(terms.logprobs, terms.behaviour).detach()
     losses = -ratio.clamp(max=settings.importance_cap) * terms.advantages * terms.logprobs
     return TokenLosses(losses, ratio, torch.zeros_like(ratio, dtype=torch.bool))
@@ -138,9 +132,7 @@ def kl_k2(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 
 def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """exp(-d) - 1 + d: unbiased and never negative (joschu.net/blog/kl-approx.html; GRPO, arXiv 2402.03300,
-    eq. 4).
-    """
+    """exp(-d) - 1 + d: unbiased and never negative (joschu.net/blog/kl-approx.html; GRPO, arXiv 2402.03300, eq. 4)."""
     difference = (logprobs - reference).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return torch.expm1(-difference) + difference
 
@@ -180,9 +172,7 @@ def token_weights(lengths: Tensor, totals: StepTotals, denominator: str, max_res
 
 
 def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
-    """sum_t weights_t x values_t, a scalar; tokens of weight 0 contribute nothing even if their value is not
-    finite.
-    """
+    """sum_t weights_t x values_t, a scalar; tokens of weight 0 contribute nothing even if their value is not finite."""
     return torch.where(weights == 0, 0.0, values * weights).sum()
 
 

@@ -144,6 +144,7 @@ def _lead(
     finally:
         connection.close()
         weights.close()
+        tracker.finish({})
 
 
 def _train_sampling(config: Config) -> m.Sampling:

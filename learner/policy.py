@@ -96,9 +96,7 @@ class Policy(nn.Module):
         ).last_hidden_state
         predicting = hidden.flatten(0, 1).index_select(0, batch.predictors)
         logits = self.causal_lm.get_output_embeddings()(predicting)
-        logprobs, entropy = SelectedLogprobs.apply(  # type: ignore[no-untyped-call]
-            logits, batch.targets, temperature
-        )
+        logprobs, entropy = SelectedLogprobs.apply(logits, batch.targets, temperature)
         return logprobs, entropy
 
     def response_logprobs(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,4 @@
-"""Full weights as one safetensors file under Hugging Face names: what actors load and what a run leaves
-behind.
-"""
+"""Full weights as one safetensors file under Hugging Face names: what actors load and what a run leaves behind."""
 
 from __future__ import annotations
 

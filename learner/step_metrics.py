@@ -67,9 +67,7 @@ class StepMetrics:
         self._maxima.append(torch.stack([losses.ratio.max(), importance.max()]).double())
 
     def report(self, optimizer_steps: int) -> dict[str, float]:
-        """Token means over the whole step on all ranks, which call this together; losses are means over
-        updates.
-        """
+        """Token means over the whole step on all ranks, which call this together; losses are means over updates."""
         sums = torch.stack(self._sums).sum(0).tolist() if self._sums else [0.0] * len(_SUMS)
         maxima = torch.stack(self._maxima).amax(0).tolist() if self._maxima else [0.0] * len(_MAXIMA)
         total = dict(zip(_SUMS, all_reduce(sums), strict=True))

@@ -82,8 +82,7 @@ class Trainer:
         return self.mesh.get_rank() == 0
 
     def step(self, samples: Sequence[TrainSample] | None) -> dict[str, float]:
-        """Train once on the whole batch: rank 0 passes it, the others pass None. Fills the samples'
-        advantages.
+        """Train once on the whole batch: rank 0 passes it, the others pass None. Fills the samples' advantages.
 
         Returns:
             The step's figures, the same on every rank: see ``StepMetrics.report``, plus grad_norm (mean over
@@ -108,9 +107,7 @@ class Trainer:
         return self.policy.full_state_dict()
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """Everything a checkpoint keeps as tensors: weights and both Adam moments, as live (sharded)
-        tensors.
-        """
+        """Everything a checkpoint keeps as tensors: weights and both Adam moments, as live (sharded) tensors."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.policy.named_shards().items():
             tensors[f"model.{name}"] = parameter.detach()
@@ -131,9 +128,7 @@ class Trainer:
             check_sample(sample, int(self.policy.config.vocab_size))
 
     def _cut(self, samples: Sequence[TrainSample] | None) -> list[list[TrainSample]]:
-        """This rank's share of each minibatch. Minibatches are cut before ranks: they do not depend on the
-        ranks.
-        """
+        """This rank's share of each minibatch. Minibatches are cut before ranks: they do not depend on the ranks."""
         count = self.settings.minibatches
         parts: Sequence[Sequence[TrainSample] | None] = [None] * count
         if self.leads and samples is not None:
@@ -189,9 +184,7 @@ class Trainer:
     def _objective(
         self, batch: MicroBatch, proximal: Tensor | None, totals: StepTotals, metrics: StepMetrics
     ) -> Tensor:
-        """This micro-batch's share of the step's loss: sum_t w_t (policy_t + kl_coef KL_t - entropy_coef
-        H_t).
-        """
+        """This micro-batch's share of the step's loss: sum_t w_t (policy_t + kl_coef KL_t - entropy_coef H_t)."""
         settings = self.settings
         logprobs, entropy = self.policy.response_logprobs(batch, settings.temperature)
         terms = PolicyTerms(

@@ -122,8 +122,7 @@ class WandbTracker:
         """Leave nothing behind that the end of this process would wait for."""
         _kill_service()
         self._thread.join(2.0)
-        with contextlib.suppress(BaseException):  # its connection is gone; this also removes its exit hook
-            sys.modules["wandb"].teardown()
+        _tear_down()
 
     def _put(self, call: _Call) -> None:
         try:
@@ -142,9 +141,9 @@ class WandbTracker:
                 kind, step, values = self._calls.get()
             run.summary.update(values)
             run.finish()
-            sys.modules["wandb"].teardown()  # waits until W&B's own process has written everything and ended
         except BaseException as error:
             self._warn_once(f"stopped recording ({_one_line(error)})")
+        _tear_down()
 
     def _start(self) -> Any | None:
         mode = self._options.mode
@@ -168,7 +167,7 @@ class WandbTracker:
 
     def _start_offline(self, wandb: Any) -> Any | None:
         try:
-            wandb.teardown()
+            _tear_down()
             return _init(wandb, self._options, "offline")
         except BaseException:
             return None  # the warning about the failed online start was given
@@ -199,6 +198,12 @@ def _init(wandb: Any, options: WandbOptions, mode: Mode) -> Any:
         config=redact(dict(options.config)),
         settings=settings,
     )
+
+
+def _tear_down() -> None:
+    """Wait until W&B's own process has written everything and ended; removes its exit hook, even where it fails."""
+    with contextlib.suppress(BaseException):
+        sys.modules["wandb"].teardown()
 
 
 def _kill_service() -> None:

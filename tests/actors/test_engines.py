@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytest_asyncio
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
@@ -19,6 +20,7 @@ from actors.engine import (
     Completion,
     Engine,
     EngineError,
+    EngineName,
     EngineOptions,
     GenerationRequest,
     create_engine,
@@ -72,19 +74,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def engine_name(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
+def engine_name(request: pytest.FixtureRequest) -> EngineName:
+    name: EngineName = request.param
+    return name
 
 
-@pytest.fixture(scope="module")
-async def started(engine_name: str, world: World) -> AsyncIterator[Engine]:
-    engine = create_engine(engine_name, EngineOptions(max_model_len=MAX_MODEL_LEN, max_sequences=64))  # type: ignore[arg-type]
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def started(engine_name: EngineName, world: World) -> AsyncIterator[Engine]:
+    engine = create_engine(engine_name, EngineOptions(max_model_len=MAX_MODEL_LEN, max_sequences=64))
     await engine.start(world.old_dir, version=1)
     yield engine
     await engine.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def engine(started: Engine, world: World) -> Engine:
     """The module's engine with the old weights, whatever the test before has loaded."""
     await started.load_weights(world.old_file, version=1)
@@ -243,7 +246,10 @@ async def test_the_stop_string_ends_a_response_wherever_tokens_split_it(engine: 
     at = next(
         i
         for i in range(4, len(pieces) - 1)
-        if pieces[i].isascii() and pieces[i + 1].isascii() and len(pieces[i]) > 1 and len(pieces[i + 1]) > 1
+        if pieces[i].isascii()
+        and pieces[i + 1].isascii()
+        and len(pieces[i]) > 1
+        and len(pieces[i + 1]) > 1
         and free.text.count(pieces[i][-1] + pieces[i + 1][0]) == 1
     )
     stop = pieces[at][-1] + pieces[at + 1][0]

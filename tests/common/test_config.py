@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.config import Config, ConfigError, load_config, to_yaml
+from common.config.reference import reference
 
 
 @pytest.fixture
@@ -86,3 +87,15 @@ def test_every_key_has_a_description() -> None:
         return missing
 
     assert undocumented(Config) == []
+
+
+def test_the_reference_page_is_current() -> None:
+    page = Path(__file__).parents[2] / "docs" / "config.md"
+    assert page.read_text() == reference(), "run: python -m common.config.reference > docs/config.md"
+
+
+def test_every_shipped_config_is_valid() -> None:
+    configs = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+    assert configs
+    for path in configs:
+        assert load_config(path).run.name == path.stem

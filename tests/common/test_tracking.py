@@ -32,7 +32,6 @@ from common.tracking.heldout import (
 from common.tracking.jsonl import JsonlFile, read_jsonl
 from common.tracking.metrics_log import MetricsLog, read_metrics, series
 from common.tracking.redaction import HIDDEN, redact
-from common.tracking.role_status import RoleReporter, read_roles
 from common.tracking.samples_log import read_samples
 from common.tracking.summary import REQUIRED_KEYS, missing_keys, read_summary, update_summary
 from common.tracking.tracker import Tracker
@@ -442,26 +441,3 @@ def test_a_broken_heldout_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"start\.json: Expected `str`, got `int`.*evaluate again"):
         read_heldout(tmp_path / "start.json")
     assert read_evaluation(tmp_path / "none").history == ()
-
-
-def test_roles_report_and_a_killed_one_is_seen(tmp_path: Path) -> None:
-    now = [100.0]
-    reporter = RoleReporter(tmp_path, "actor-0", clock=lambda: now[0])
-    reporter.report("starting", "building model", fraction=0.1)
-    now[0] += 0.1
-    reporter.report("starting", "building model", fraction=0.2)  # too soon: not written
-    (role,) = read_roles(tmp_path, clock=lambda: now[0])
-    assert (role["state"], role["phase"], role["fraction"]) == ("starting", "building model", 0.1)
-    now[0] += 5.0
-    reporter.report("starting", "building model", fraction=0.9)
-    (role,) = read_roles(tmp_path, clock=lambda: now[0])
-    assert (role["fraction"], role["since_s"]) == (0.9, pytest.approx(5.1))
-
-    code = (
-        "import sys; from common.tracking.role_status import RoleReporter\n"
-        "RoleReporter(sys.argv[1], 'rewarder-0').report(sys.argv[2])\n"
-    )
-    for said, seen in (("running", "dead"), ("stopped", "stopped")):
-        command = [sys.executable, "-c", code, str(tmp_path), said]
-        subprocess.run(command, cwd=ROOT, check=True, timeout=60)
-        assert read_roles(tmp_path)[1]["state"] == seen

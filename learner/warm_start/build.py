@@ -1,0 +1,112 @@
+"""The warm-started model of a corpus: built once, cached by what it was made from, as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from common.data.beir import CORPUS_FILE, QUERIES_FILE, read_corpus, read_split, splits
+from learner.warm_start.examples import ExampleSampler, sentences
+from learner.warm_start.induction import write_induction_circuit
+from learner.warm_start.pretrain import Budget, ModelShape, Progress, new_model, pretrain
+from learner.warm_start.tokenizer import save_tokenizer, train_tokenizer
+
+logger = logging.getLogger(__name__)
+
+WARM_START_FORMAT = 1  # part of the cache key: change it whenever the same settings give another model
+_SENTENCES = 12_000  # enough to meet a corpus's words; more only costs tokenization
+_THREADS = 2
+
+
+@dataclass(frozen=True)
+class WarmStartSettings:
+    """What the model is made from, besides the corpus.
+
+    `minutes` is a safety net: with time enough, the same settings give the same model on any machine.
+    """
+
+    layers: int = 2
+    width: int = 128
+    heads: int = 4
+    vocabulary: int = 4096
+    minutes: float = 3.0
+    steps: int | None = None
+    seed: int = 0
+    reasoning: bool = False
+
+
+def warm_start(corpus: Path, root: Path, settings: WarmStartSettings, progress: Progress | None = None) -> Path:
+    """Build the model below `root`, or find it there; returns its folder.
+
+    Args:
+        corpus: BEIR folder. Its texts and the requests of its training split are read, never its judgments.
+        progress: called with (share done, what is going on).
+
+    Raises:
+        DataError: the corpus cannot be read.
+        ValueError: the corpus is too small or the settings make no model.
+    """
+    folder = root / f"warm-start-{_key(corpus, settings)}"
+    if (folder / "config.json").is_file():
+        return folder
+    report = progress or (lambda share, text: None)
+    unfinished = root / f".{folder.name}.{os.getpid()}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        _build(corpus, unfinished, settings, report)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.replace(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _build(corpus: Path, folder: Path, settings: WarmStartSettings, report: Progress) -> None:
+    torch.set_num_threads(min(_THREADS, os.cpu_count() or 1))
+    report(0.0, "reading the corpus")
+    texts = [f"{document.title} {document.text}" for document in read_corpus(corpus)]
+    requests = [row.text for split in splits(corpus) if split == "train" for row in read_split(corpus, split)]
+    report(0.01, "training the tokenizer")
+    tokenizer = train_tokenizer([*texts, *requests], settings.vocabulary)
+    report(0.03, "collecting sentences")
+    pool = [sentence for text in texts for sentence in sentences(text)]
+    step = max(1, len(pool) // _SENTENCES)
+    sampler = ExampleSampler(tokenizer, [*pool[::step], *requests * 2], reasoning=settings.reasoning)
+    shape = ModelShape(settings.layers, settings.width, settings.heads, 3 * settings.width)
+    model = new_model(tokenizer, shape, settings.seed)
+    write_induction_circuit(model, tokenizer, settings.seed)
+    budget = Budget(seconds=60 * settings.minutes) if settings.steps is None else Budget(settings.steps, 60 * settings.minutes)
+    score = pretrain(
+        model,
+        tokenizer,
+        sampler,
+        seed=settings.seed,
+        budget=budget,
+        progress=lambda share, text: report(0.05 + 0.95 * share, text),
+    )
+    logger.info("warm start done: %.0f %% of sampled answers are clean copies", 100 * score)
+    save_tokenizer(tokenizer, folder)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    model.save_pretrained(folder)
+    (folder / "warm_start.json").write_text(json.dumps(asdict(settings) | {"clean_copies": score}, indent=1))
+
+
+def _key(corpus: Path, settings: WarmStartSettings) -> str:
+    digest = hashlib.sha256(f"{WARM_START_FORMAT} {json.dumps(asdict(settings), sort_keys=True)}".encode())
+    for name in (CORPUS_FILE, QUERIES_FILE):
+        path = corpus / name
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
