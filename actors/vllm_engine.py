@@ -44,6 +44,7 @@ T = TypeVar("T")
 
 WORKER_MODULE = "actors.vllm_worker_extension"
 CPU_BLOCK_TOKENS = 32  # KV block on a CPU: its kernels want multiples of 32
+CPU_STEP_TOKENS = 2048  # tokens of one forward pass on a CPU, more only for a longer prompt
 MIN_KV_BYTES = 32 << 20
 SHUTDOWN_S = 5.0  # vLLM's processes get so long to end by themselves
 
@@ -125,6 +126,8 @@ class VllmEngine(Engine):
             self._death.set_result("was closed")
         llm, self._llm = self._llm, None
         processes = _processes(llm)
+        if llm.output_handler is not None:
+            llm.output_handler.cancel()  # it would log the end of its process as a failure
         await asyncio.to_thread(llm.shutdown, timeout=SHUTDOWN_S)
         for process in processes:
             if process.is_alive():
@@ -305,6 +308,10 @@ def _engine_arguments(model_dir: Path, options: EngineOptions) -> Any:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
         _register_architecture(config)
         arguments["block_size"] = CPU_BLOCK_TOKENS
+        # A seeded request whose prompt is prefilled in pieces kills vLLM 0.32 on a CPU ("CPU Generator does not
+        # use offset"): no pieces, so a step has to have room for the longest prompt.
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(options.max_model_len, CPU_STEP_TOKENS)
         # A size of our own also spares the warm-up that would measure one; zeroing a GiB takes 1.7 s.
         arguments["kv_cache_memory_bytes"] = _kv_cache_bytes(config, options)
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from common.config import Config
 from common.data.beir import read_split
 from deploy.errors import LaunchError
+from deploy.processes import KEEP_MEMORY
 
 
 def cache_folder() -> Path:
@@ -92,7 +93,7 @@ def _download(hub_id: str) -> Path:
 def _build(*arguments: str) -> Path:
     """Run `deepretrieval ARGUMENTS`; its progress goes to the terminal, its last line of output is the path."""
     command = [sys.executable, "-m", "deploy.cli", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **KEEP_MEMORY})
     lines = done.stdout.split("\n")
     path = next((line for line in reversed(lines) if line.strip()), "")
     if done.returncode != 0 or not path:

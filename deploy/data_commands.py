@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploy.assets import cache_folder
 
+DEMO_WORLD_FORMAT = 1  # part of the cached folder's name: change it whenever the same seed gives another world
+
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `data` with its subcommands."""
@@ -44,10 +46,12 @@ def _add_warm_start(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _demo_world(arguments: argparse.Namespace) -> int:
-    from common.data.demo_world import ensure_demo_world
+    from common.data.demo_world import build_demo_world
 
-    out = arguments.out or cache_folder() / "worlds"
-    print(ensure_demo_world(out, seed=arguments.seed))
+    folder = arguments.out or cache_folder() / "worlds" / f"demo-{DEMO_WORLD_FORMAT}-seed{arguments.seed}"
+    if not (folder / "corpus.jsonl").is_file():
+        build_demo_world(folder, arguments.seed)
+    print(folder)
     return 0
 
 

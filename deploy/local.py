@@ -30,7 +30,7 @@ from common.tracking.progress import LiveProgress
 from common.transport.client import BrokerClient, BrokerUnreachableError
 from common.transport.keys import create_run_keys, load_run_keys
 from deploy.errors import LaunchError
-from deploy.processes import RoleProcess, stop_all
+from deploy.processes import KEEP_MEMORY, RoleProcess, stop_all
 from deploy.report import print_report, write_report
 from deploy.roles import pubmed_settings
 from deploy.role_states import role_states
@@ -129,6 +129,8 @@ class LocalRun:
 
     def _role(self, name: str, role: str, *arguments: str, threads: int = 1) -> RoleProcess:
         environment = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        if role in ("learner", "actor"):
+            environment |= KEEP_MEMORY
         if role in ("actor", "rewarder", "learner"):
             arguments = ("--connect", self._endpoint, *arguments)
         process = RoleProcess(

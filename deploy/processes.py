@@ -12,6 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# glibc gives large blocks back to the kernel and faults them in again at every step; keeping them makes small
+# models on a CPU train two to four times faster where page faults are dear (virtual machines).
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
 RESTARTS_ALLOWED = 5
 RESTART_FORGIVEN_S = 300.0  # a role that ran so long before it died starts counting anew
 

@@ -60,13 +60,14 @@ def build_tiny_tokenizer(vocab: int = 512) -> PreTrainedTokenizerFast:
     )
 
 
-def build_tiny_model(path: Path, seed: int = 0, vocab: int = 512) -> Path:
-    """Writes a random Qwen2 (2 layers, width 64, 2 heads, tied embeddings, fp32) and its tokenizer.
+def build_tiny_model(path: Path, seed: int = 0, vocab: int = 512, tied: bool = True) -> Path:
+    """Writes a random Qwen2 (2 layers, width 64, 2 heads, fp32) and its tokenizer.
 
     Args:
         path: folder to write; made if it is not there.
         seed: of the weights; equal seeds give equal bytes. The caller's random state is left as it was.
         vocab: rows of the embedding; the tokenizer never has more tokens than this.
+        tied: the output head is the embedding; else it has weights of its own.
 
     Returns:
         ``path``, loadable with ``AutoModelForCausalLM`` and ``AutoTokenizer``.
@@ -81,7 +82,7 @@ def build_tiny_model(path: Path, seed: int = 0, vocab: int = 512) -> Path:
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=1024,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         # Wider than the usual 0.02, so that the next-token distribution is far from uniform and a wrong
         # temperature or a wrong weight shows in the log-probabilities.
         initializer_range=0.2,

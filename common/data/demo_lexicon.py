@@ -47,7 +47,7 @@ GENERIC_STEMS = tuple("zor vel tam lir mov ket bel dar fos nur pal rix sil tov u
 GENERIC_MIDDLES = tuple("a i o u ami eno ira olu asti ede".split())
 GENERIC_ENDINGS = tuple("tinib mab statin pril sartan gliptin oxetine olol dipine cillin zumab parin".split())
 BRAND_STARTS = tuple("Ax Be Cor Dy El Fi Gly Hy Ino Jan Ky Lu Mer Nov Oxi Pro Qua Re Sy Tri Ux Vi Xa Zel".split())
-BRAND_ENDINGS = tuple("vance dora plex tiva ryx mira nova zene quel sia lyte dane cort vera fene".split())
+BRAND_ENDINGS = tuple("vance dora plex tiva ryx mira nova zene quel sia lyte dane cort fene".split())
 
 SURNAME_STARTS = tuple("Oka Lind Bram Tor Vas Mar Hol Pet Ngu Ros Kow Fer Yam Dub Stei Cal".split())
 SURNAME_ENDINGS = tuple("for berg well ensen quez chetti lund rov yen setti alski nandez moto ois ner lahan".split())

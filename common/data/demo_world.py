@@ -21,7 +21,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -58,7 +58,7 @@ def build_demo_world(
     out_dir: str | Path,
     seed: int = 0,
     *,
-    documents: int = 3600,
+    documents: int = 4000,
     train_requests: int = 800,
     test_requests: int = 200,
 ) -> Path:
@@ -70,7 +70,7 @@ def build_demo_world(
     Args:
         out_dir: folder to make; one that is there already is replaced.
         seed: of everything that is drawn.
-        documents: number of documents; at least three for every request.
+        documents: number of documents; at least four for every request.
         train_requests: number of requests in `qrels/train.tsv`.
         test_requests: number of held-out requests in `qrels/test.tsv`.
 
@@ -81,8 +81,9 @@ def build_demo_world(
     requests = train_requests + test_requests
     if requests > pairs:
         raise ValueError(f"{requests} requests but only {pairs} pairs of drug and condition: ask for fewer requests")
-    if documents < 3 * requests:
-        raise ValueError(f"{documents} documents are too few for {requests} requests: ask for {3 * requests} or more")
+    least = max(_STUDIES_PER_PAIR) * requests
+    if documents < least:
+        raise ValueError(f"{documents} documents are too few for {requests} requests: ask for {least} or more")
     world = _World(random.Random(seed), documents, requests)
     out_dir = Path(out_dir)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +112,13 @@ class _World:
         self.documents = [self._document(study) for study in self.studies]
         self.requests = [self._request(study) for study in self.asked]
 
+    def relevant(self) -> list[list[int]]:
+        """For each request the positions of its documents in the corpus."""
+        places: dict[Study, list[int]] = {}
+        for place, study in enumerate(self.studies):
+            places.setdefault(study, []).append(place)
+        return [places[study] for study in self.asked]
+
     def _studies(self, pairs: Sequence[Study], documents: int, requests: int) -> list[Study]:
         """The pairs that are asked for come first, so that every request has its documents; then the others."""
         counts = [self._rng.choice(_STUDIES_PER_PAIR) for _ in pairs]
@@ -120,3 +128,127 @@ class _World:
         studies += [self._rng.choice(pairs[requests:] or pairs) for _ in range(documents - len(studies))]
         self._rng.shuffle(studies)
         return studies
+
+    def _document(self, study: Study) -> dict[str, object]:
+        rng = self._rng
+        (naming,) = rng.choices(list(_NAMING), list(_NAMING.values()))
+        drug = {
+            "generic": study.drug.generic,
+            "brand": study.drug.brand,
+            "both": f"{study.drug.generic} ({study.drug.brand})",
+        }[naming]
+        (condition,) = rng.choices(study.condition, _CONDITION_NAMES)
+        population, design = rng.choice(lexicon.POPULATIONS), rng.choice(lexicon.DESIGNS)
+        title = rng.choice(
+            (
+                f"{drug} for {condition} in {population}: a {design}",
+                f"Effect of {drug} on {rng.choice(lexicon.OUTCOMES)} in {condition}",
+                f"{condition} treated with {drug}: a {design}",
+            )
+        )
+        text = " ".join(self._abstract(study, drug, condition, population, design))
+        return {"title": _capitalised(title), "text": text, "metadata": {"pub_date": self._day()}}
+
+    def _abstract(self, study: Study, drug: str, condition: str, population: str, design: str) -> Iterator[str]:
+        rng = self._rng
+        outcome, marker = rng.choice(lexicon.OUTCOMES), rng.choice(lexicon.MARKERS)
+        yield f"The role of {drug} in {condition} is uncertain."
+        if rng.random() < 0.3:
+            yield f"{_capitalised(rng.choice(lexicon.MARKERS))} predict the course of the disease."
+        number = rng.randint(24, 980)
+        yield f"In this {design} we followed {number} {population} with {condition} for {rng.randint(4, 96)} weeks."
+        if rng.random() < 0.3:
+            yield f"Patients with a history of {self._other_condition(study)} were excluded."
+        yield f"They received {drug} or {self._comparator(study)}."
+        if rng.random() < 0.3:
+            yield self._people()
+        yield f"{_capitalised(outcome)} {rng.choice(lexicon.FINDINGS)} (p = 0.{rng.randint(1, 98):02d})."
+        yield f"Changes in {marker} were {rng.choice(('similar', 'larger', 'smaller'))} in both groups."
+
+    def _request(self, study: Study) -> str:
+        rng = self._rng
+        generic, brand = study.drug.generic, study.drug.brand
+        drug = rng.choice(
+            (
+                f"{generic} ({brand})",
+                f"{brand} ({generic})",
+                f"{generic}, sold as {brand}",
+                f"{brand}, that is {generic}",
+                f"{generic} or {brand}",
+            )
+        )
+        # The spelling varies, but a request calls the condition by its usual name.
+        condition = study.condition[0]
+        population, outcome = rng.choice(lexicon.POPULATIONS), rng.choice(lexicon.OUTCOMES)
+        comparator = self._comparator(study)
+        text = rng.choice(
+            (
+                f"P: {population} with {condition}. I: {drug}. C: {comparator}. O: {outcome}.",
+                f"Does {drug} change {outcome} in {population} with {condition}, compared with {comparator}?",
+                f"In {population} with {condition}, is {drug} better than {comparator} for {outcome}?",
+                f"Comparing {drug} with {comparator} for {condition}: {outcome} in {population}.",
+            )
+        )
+        if rng.random() < 0.75:
+            text = rng.choice((f"{self._people()} {text}", f"{text} {self._people()}"))
+        return text
+
+    def _people(self) -> str:
+        rng = self._rng
+        surname, site = rng.choice(self._surnames), rng.choice(lexicon.SITES)
+        acronym = rng.choice(self._acronyms)
+        return rng.choice(
+            (
+                f"{acronym} protocol, led by {surname} in {site}.",
+                f"Investigator {surname}, {site} site, {acronym} group.",
+                f"Data come from {surname} and the {acronym} registry of {site}.",
+            )
+        )
+
+    def _comparator(self, study: Study) -> str:
+        if self._rng.random() < 0.45:
+            return self._rng.choice(lexicon.PLAIN_COMPARATORS)
+        other = self._rng.choice([drug for drug in self._drugs if drug != study.drug])
+        return self._rng.choice((other.generic, other.brand))
+
+    def _other_condition(self, study: Study) -> str:
+        other = self._rng.choice([names for names in lexicon.CONDITIONS if names != study.condition])
+        return self._rng.choice(other)
+
+    def _day(self) -> str:
+        day = FIRST_DAY + datetime.timedelta(days=self._rng.randrange((LAST_DAY - FIRST_DAY).days + 1))
+        return day.strftime("%Y/%m/%d")
+
+
+def _drugs(rng: random.Random) -> list[Drug]:
+    generics = _names(rng, (lexicon.GENERIC_STEMS, lexicon.GENERIC_MIDDLES, lexicon.GENERIC_ENDINGS), DRUGS)
+    brands = _names(rng, (lexicon.BRAND_STARTS, lexicon.BRAND_ENDINGS), DRUGS)
+    return [Drug(generic, brand) for generic, brand in zip(generics, brands, strict=True)]
+
+
+def _names(rng: random.Random, parts: Sequence[Sequence[str]], number: int) -> list[str]:
+    return rng.sample(["".join(combination) for combination in product(*parts)], number)
+
+
+def _capitalised(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _write(folder: Path, world: _World, train_requests: int) -> None:
+    documents = [{"_id": f"d{place:05d}", **document} for place, document in enumerate(world.documents)]
+    queries = [{"_id": f"q{place:04d}", "text": text} for place, text in enumerate(world.requests)]
+    _write_lines(folder / "corpus.jsonl", map(json.dumps, documents))
+    _write_lines(folder / "queries.jsonl", map(json.dumps, queries))
+    (folder / "qrels").mkdir()
+    judged = [
+        [f"q{place:04d}\td{document:05d}\t1" for document in relevant]
+        for place, relevant in enumerate(world.relevant())
+    ]
+    for split, requests in (("train", judged[:train_requests]), ("test", judged[train_requests:])):
+        lines = (line for request in requests for line in request)
+        _write_lines(folder / "qrels" / f"{split}.tsv", ("query-id\tcorpus-id\tscore", *lines))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)

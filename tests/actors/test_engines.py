@@ -238,6 +238,18 @@ async def test_many_requests_of_all_lengths(engine: Engine, world: World) -> Non
     assert after.busy_s > before.busy_s
 
 
+async def test_a_burst_of_long_prompts(engine: Engine, world: World) -> None:
+    """More prompt tokens at once than a forward pass takes, all of them seeded."""
+    requests = [request(world.prompt(f"{i} " + "word " * 40), n=2, seed=i, max_tokens=4) for i in range(32)]
+    assert sum(len(one.prompt_ids) for one in requests) > 4096
+    answers = await asyncio.gather(*(engine.generate(one) for one in requests))
+    for one, completions in zip(requests, answers, strict=True):
+        for completion in completions:
+            logits = next_logits(world.old, list(one.prompt_ids), completion.token_ids)
+            wanted = behaviour_logprobs(logits, completion.token_ids, 1.0, 1.0)
+            np.testing.assert_allclose(completion.logprobs, wanted, atol=TOLERANCE)
+
+
 async def test_the_stop_string_ends_a_response_wherever_tokens_split_it(engine: Engine, world: World) -> None:
     prompt = world.prompt("statins")
     [free] = await engine.generate(request(prompt, max_tokens=64, seed=5))
@@ -339,3 +351,29 @@ async def test_a_cancelled_request_frees_its_place(engine: Engine, world: World)
     assert engine.stats.running_requests == 0
     [completion] = await asyncio.wait_for(engine.generate(request(world.prompt("next"))), timeout=30)
     check_shape(completion, version=1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tied", "tolerance"),
+    [("float32", False, TOLERANCE), ("bfloat16", True, 0.25)],
+    ids=["untied", "bfloat16"],
+)
+async def test_updates_of_other_kinds_of_models(
+    engine_name: EngineName, tmp_path: Path, dtype: Any, tied: bool, tolerance: float
+) -> None:
+    old, new = (build_tiny_model(tmp_path / str(seed), seed=seed, tied=tied) for seed in (0, 1))
+    engine = create_engine(engine_name, EngineOptions(dtype=dtype, max_model_len=MAX_MODEL_LEN, max_sequences=8))
+    await engine.start(old, version=0)
+    try:
+        for version, folder in ((0, old), (1, new), (2, old)):
+            if version > 0:
+                await engine.load_weights(folder / "model.safetensors", version)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval().float()
+            completions = await engine.generate(request([5, 6, 7, 8], n=4))
+            for completion in completions:
+                check_shape(completion, version)
+                logits = next_logits(model, [5, 6, 7, 8], completion.token_ids)
+                wanted = behaviour_logprobs(logits, completion.token_ids, 1.0, 1.0)
+                np.testing.assert_allclose(completion.logprobs, wanted, atol=tolerance)
+    finally:
+        await engine.close()

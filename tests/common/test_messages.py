@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgpack
 import msgspec
 import numpy as np
 import pytest
@@ -136,3 +137,10 @@ def test_a_scored_group_must_belong_together() -> None:
     more = m.GroupScores(5, "r", scores.scores * 2)
     with pytest.raises(m.MessageError, match="1 samples but 2 scores"):
         m.decode_scored_group([*frames[:-1], m.encode(more)])
+
+
+def test_frames_are_plain_messagepack_for_peers_in_other_languages() -> None:
+    lease = m.LeaseRef("score", 7, 3)
+    decoded = msgpack.unpackb(m.encode(m.Release(lease, 1.5, "down")))
+    assert decoded == {"type": "release", "lease": ["score", 7, 3], "delay_s": 1.5, "reason": "down"}
+    assert m.decode(msgpack.packb(decoded), m.ToBroker) == m.Release(lease, 1.5, "down")
