@@ -218,9 +218,7 @@ def build_rollout(
     ticket: m.Ticket, actor: str, prompt_ids: list[int], completions: Sequence[Completion], seconds: float
 ) -> m.Rollout:
     """The group as it goes to the broker."""
-    samples = tuple(
-        m.SampleHeader(c.text, len(c.token_ids), c.finish_reason, tuple(c.spans)) for c in completions
-    )
+    samples = tuple(m.SampleHeader(c.text, len(c.token_ids), c.finish_reason, tuple(c.spans)) for c in completions)
     return m.Rollout(
         header=m.RolloutHeader(ticket.ticket_id, actor, len(prompt_ids), samples, seconds),
         prompt_ids=np.asarray(prompt_ids, dtype=np.int32),

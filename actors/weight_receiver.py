@@ -84,7 +84,9 @@ class WeightReceiver:
             frames = await asyncio.wait_for(socket.recv_multipart(copy=False), self._timeout_s)
             answer = decode(frames[0].buffer, w.FromWeightServer)
         except TimeoutError:
-            raise WeightTransferError(f"the learner sent nothing of version {version} for {self._timeout_s:.0f} s") from None
+            raise WeightTransferError(
+                f"the learner sent nothing of version {version} for {self._timeout_s:.0f} s"
+            ) from None
         except MessageError as error:
             raise WeightTransferError(f"version {version}: {error}") from None
         if isinstance(answer, w.VersionGone):

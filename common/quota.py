@@ -33,7 +33,9 @@ class SlotGranted:
 class SlotPool:
     """N completion-anchored slots. Times are seconds on one monotonic clock: the caller's."""
 
-    def __init__(self, slots: int, window_s: float, hard_deadline_s: float, now: float, quarantine: bool = True) -> None:
+    def __init__(
+        self, slots: int, window_s: float, hard_deadline_s: float, now: float, quarantine: bool = True
+    ) -> None:
         opens = now + hard_deadline_s + window_s if quarantine else now
         self.granted = 0
         self._window_s = window_s

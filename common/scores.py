@@ -57,9 +57,7 @@ class Unavailable(msgspec.Struct, frozen=True, tag="unavailable", tag_field="kin
     retry_after_s: float | None = None
 
     def __post_init__(self) -> None:
-        if self.retry_after_s is not None and not (
-            math.isfinite(self.retry_after_s) and self.retry_after_s >= 0
-        ):
+        if self.retry_after_s is not None and not (math.isfinite(self.retry_after_s) and self.retry_after_s >= 0):
             raise ValueError(f"retry_after_s must be a finite number of seconds, got {self.retry_after_s}")
 
 

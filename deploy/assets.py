@@ -46,7 +46,9 @@ def prepare_corpus(config: Config) -> Path:
         raise LaunchError(f"data.corpus is {config.data.corpus}, but the variable {variable} is not set: export it")
     corpus = Path(expanded).expanduser().resolve()
     if not corpus.is_dir():
-        raise LaunchError(f"data.corpus {corpus} is not a folder: point it at a BEIR folder (corpus.jsonl, queries.jsonl, qrels/)")
+        raise LaunchError(
+            f"data.corpus {corpus} is not a folder: point it at a BEIR folder (corpus.jsonl, queries.jsonl, qrels/)"
+        )
     for split in (config.data.train_split, config.data.heldout_split):
         if not read_split(corpus, split):
             raise LaunchError(f"qrels/{split}.tsv in {corpus} judges no request: choose another data.*_split")
@@ -82,12 +84,18 @@ def _download(hub_id: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
-        raise LaunchError(f"model.path {hub_id} is a hub id: pip install 'deepretrieval-async[learner]' to download it") from None
+        raise LaunchError(
+            f"model.path {hub_id} is a hub id: pip install 'deepretrieval-async[learner]' to download it"
+        ) from None
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+        return Path(
+            snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])
+        )
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LaunchError(f"cannot download the model {hub_id}: {reason}; or set model.path to a local folder") from None
+        raise LaunchError(
+            f"cannot download the model {hub_id}: {reason}; or set model.path to a local folder"
+        ) from None
 
 
 def _build(*arguments: str) -> Path:
@@ -97,5 +105,7 @@ def _build(*arguments: str) -> Path:
     lines = done.stdout.split("\n")
     path = next((line for line in reversed(lines) if line.strip()), "")
     if done.returncode != 0 or not path:
-        raise LaunchError(f"`deepretrieval {' '.join(arguments[:2])}` failed (see above): mend what it says and start again")
+        raise LaunchError(
+            f"`deepretrieval {' '.join(arguments[:2])}` failed (see above): mend what it says and start again"
+        )
     return Path(path.strip())

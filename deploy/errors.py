@@ -12,7 +12,7 @@ class LaunchError(Exception):
 
 # Named by path, because importing a role only to know its errors would load torch.
 _USER_ERRORS = (
-    "common.config.ConfigError",
+    "common.config.loading.ConfigError",
     "common.data.beir.DataError",
     "common.transport.keys.KeyFileError",
     "common.transport.client.BrokerUnreachableError",
@@ -34,7 +34,9 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EADDRINUSE, errno.ENOENT):
         return f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
     if isinstance(error, ModuleNotFoundError):
-        extra = {"torch": "learner", "transformers": "learner", "vllm": "vllm", "wandb": "tracking"}.get(error.name or "")
+        extra = {"torch": "learner", "transformers": "learner", "vllm": "vllm", "wandb": "tracking"}.get(
+            error.name or ""
+        )
         hint = f"pip install 'deepretrieval-async[{extra}]'" if extra else f"pip install {error.name}"
         return f"the package {error.name!r} is not installed: {hint}; `deepretrieval doctor` shows what else is missing"
     return None

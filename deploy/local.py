@@ -111,7 +111,15 @@ class LocalRun:
     def _set_earlier_run_aside(self) -> None:
         """A new run under an old name: keep the old one's checkpoints and results out of its way."""
         earlier = self.folder.path / "previous"
-        for name in ("checkpoints", "heldout", "plots", "rewrites.md", "metrics.jsonl", "samples.jsonl", "summary.json"):
+        for name in (
+            "checkpoints",
+            "heldout",
+            "plots",
+            "rewrites.md",
+            "metrics.jsonl",
+            "samples.jsonl",
+            "summary.json",
+        ):
             old, kept = self.folder.path / name, earlier / name
             if old.exists():
                 earlier.mkdir(exist_ok=True)
@@ -199,7 +207,9 @@ class LocalRun:
                     await self._revive(process)
             await asyncio.sleep(0.2)
         if learner.returncode != 0:
-            raise LaunchError(f"the learner ended with status {learner.returncode}: {learner.last_words()} (log: {learner.log})")
+            raise LaunchError(
+                f"the learner ended with status {learner.returncode}: {learner.last_words()} (log: {learner.log})"
+            )
 
     async def _revive(self, process: RoleProcess) -> None:
         words = process.last_words()

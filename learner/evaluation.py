@@ -21,9 +21,7 @@ class Evaluation:
             some may answer with newer ones.
     """
 
-    def __init__(
-        self, number: int, version: int, rows: Sequence[QueryRow], task: Task, max_tokens: int
-    ) -> None:
+    def __init__(self, number: int, version: int, rows: Sequence[QueryRow], task: Task, max_tokens: int) -> None:
         self.version = version
         self._rows = rows
         self._metric = task.metric

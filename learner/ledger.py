@@ -118,7 +118,9 @@ class TicketLedger:
 
     def blocking(self, version: int) -> list[int]:
         """Tickets that must arrive before the next batch can be taken: who the learner waits for."""
-        return sorted(p for p, e in self._outstanding.items() if not e.arrived and e.oldest_version + self._bound <= version)
+        return sorted(
+            p for p, e in self._outstanding.items() if not e.arrived and e.oldest_version + self._bound <= version
+        )
 
     # ------------------------------------------------------------------ state
 

@@ -180,7 +180,9 @@ class LearnerLoop:
         count = self.ledger.admissible(self.version, next_version)
         remaining = (self._learner.steps - next_version) * self._learner.groups_per_step
         count = min(count, max(0, remaining - self.ledger.outstanding))
-        tickets = [self._p.prompts.ticket(position, self.version) for position in self.ledger.issue(count, self.version)]
+        tickets = [
+            self._p.prompts.ticket(position, self.version) for position in self.ledger.issue(count, self.version)
+        ]
         self._tickets.update({ticket.ticket_id: ticket for ticket in tickets})
         self._p.connection.submit(tickets)
 
@@ -249,9 +251,7 @@ class LearnerLoop:
 
     def _run_state(self, checksum: str, finished: bool = False) -> m.RunState:
         incarnation = self._p.connection.incarnation
-        return m.RunState(
-            incarnation, self.version, self._p.weights.endpoint, self._p.weights_key, checksum, finished
-        )
+        return m.RunState(incarnation, self.version, self._p.weights.endpoint, self._p.weights_key, checksum, finished)
 
     # ------------------------------------------------------------------ evaluation
 
@@ -328,7 +328,11 @@ class LearnerLoop:
 
     def _log_samples(self, groups: list[m.ScoredGroup]) -> None:
         wanted = self._p.config.tracking.samples_per_step
-        pairs = ((g, header, score) for g in groups for header, score in zip(g.rollout.header.samples, g.scores.scores, strict=True))
+        pairs = (
+            (g, header, score)
+            for g in groups
+            for header, score in zip(g.rollout.header.samples, g.scores.scores, strict=True)
+        )
         for _, (group, header, score) in zip(range(wanted), pairs, strict=False):
             self._p.tracker.sample(
                 self.version,

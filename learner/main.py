@@ -94,7 +94,9 @@ def trainer_settings(config: Config) -> TrainerSettings:
 def _restore(trainer: Trainer, folder: RunFolder) -> bytes:
     checkpoint = latest_valid(folder.checkpoints)
     if checkpoint is None:
-        raise CheckpointError(f"nothing to resume: {folder.checkpoints} holds no valid checkpoint; start without --resume")
+        raise CheckpointError(
+            f"nothing to resume: {folder.checkpoints} holds no valid checkpoint; start without --resume"
+        )
     logger.info("resuming from %s", checkpoint)
     return load_checkpoint(trainer, checkpoint)
 
@@ -132,7 +134,9 @@ def _lead(
         connection=connection,
         weights=weights,
         weights_key=keys.own.public.decode(),
-        prompts=PromptStream(read_split(corpus, config.data.train_split), task, _train_sampling(config), config.run.seed),
+        prompts=PromptStream(
+            read_split(corpus, config.data.train_split), task, _train_sampling(config), config.run.seed
+        ),
         heldout=heldout,
         task=task,
         tracker=tracker,

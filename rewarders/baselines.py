@@ -43,9 +43,7 @@ def baseline_queries(text: str, frequencies: Mapping[str, int]) -> dict[str, str
     the earlier word. A request without a word gets itself everywhere.
     """
     words = list(dict.fromkeys(search_words(text)))
-    known = sorted(
-        (word for word in words if frequencies.get(word, 0) > 0), key=lambda word: frequencies[word]
-    )
+    known = sorted((word for word in words if frequencies.get(word, 0) > 0), key=lambda word: frequencies[word])
     queries = {"original": text, "and_all": " AND ".join(words), "or_all": " OR ".join(words)}
     for k in RAREST_K:
         queries[f"rarest_{k}"] = " AND ".join(known[:k] or words)
@@ -93,9 +91,7 @@ class _Searcher:
         self._turns = asyncio.Semaphore(_CONCURRENCY)
 
     async def recalls(self, queries: Iterable[str], rows: Sequence[TaskRow]) -> list[float]:
-        tasks = [
-            asyncio.ensure_future(self._recall(query, row)) for query, row in zip(queries, rows, strict=True)
-        ]
+        tasks = [asyncio.ensure_future(self._recall(query, row)) for query, row in zip(queries, rows, strict=True)]
         try:
             return await asyncio.gather(*tasks)
         finally:

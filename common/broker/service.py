@@ -140,9 +140,7 @@ class BrokerService:
         self.state = state
         return [Outgoing(peer, m.StateUpdate(state)) for peer in self._peers]
 
-    def _dispatch(
-        self, peer: str, known: _Peer, message: m.ToBroker, payload: m.Payload, now: float
-    ) -> list[Outgoing]:
+    def _dispatch(self, peer: str, known: _Peer, message: m.ToBroker, payload: m.Payload, now: float) -> list[Outgoing]:
         match message:
             case m.Heartbeat():
                 known.status = message.status

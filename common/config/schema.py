@@ -99,7 +99,9 @@ class WarmStartConfig(Section):
 class ModelConfig(Section):
     """The policy's initial weights."""
 
-    path: str | None = Field(None, description="Hugging Face folder or hub id; null: build the small warm-started model")
+    path: str | None = Field(
+        None, description="Hugging Face folder or hub id; null: build the small warm-started model"
+    )
     warm_start: WarmStartConfig = Field(default_factory=WarmStartConfig, description="Used where path is null")
 
 
@@ -115,7 +117,9 @@ class SamplingConfig(Section):
 class AlgorithmConfig(Section):
     """Advantages, policy loss and regularisers."""
 
-    advantage: Literal["grpo", "grpo_no_std"] = Field("grpo", description="Group-relative advantage, with or without std")
+    advantage: Literal["grpo", "grpo_no_std"] = Field(
+        "grpo", description="Group-relative advantage, with or without std"
+    )
     loss: Literal["ppo_clip", "decoupled_ppo", "tis"] = Field(
         "decoupled_ppo", description="Policy loss; decoupled_ppo corrects stale samples by a capped weight"
     )
@@ -128,7 +132,9 @@ class AlgorithmConfig(Section):
     denominator: Literal["token_mean", "sequence_mean", "constant"] = Field(
         "token_mean", description="What the summed token losses of a step are divided by"
     )
-    filter_zero_variance: bool = Field(True, description="Set groups with equal rewards aside instead of training on them")
+    filter_zero_variance: bool = Field(
+        True, description="Set groups with equal rewards aside instead of training on them"
+    )
 
 
 class LearnerConfig(Section):
@@ -160,7 +166,9 @@ class ActorConfig(Section):
     """Actors: engine and concurrency."""
 
     count: PositiveInt = Field(1, description="Actors started on this machine")
-    engine: Literal["auto", "vllm", "transformers"] = Field("auto", description="auto: vLLM wherever it can be imported")
+    engine: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="auto: vLLM wherever it can be imported"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Weights and compute type of the engine")
     concurrent_groups: PositiveInt = Field(16, description="Groups in generation at a time per actor")
     max_model_len: PositiveInt = Field(1024, description="Longest prompt plus response in tokens")

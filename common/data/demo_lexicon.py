@@ -1,5 +1,7 @@
 """The words of the demo world. Conditions and common words are real English; drugs, sites and people are made up."""
 
+# ruff: noqa: SIM905 - word lists are read and edited as text
+
 from __future__ import annotations
 
 # Names of one condition. The first is the usual one; the others are spelling variants and synonyms. Words shared

@@ -85,9 +85,7 @@ class RewardTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not 0.0 <= self.recall_weight <= 1.0:
             raise ValueError(f"recall_weight must be within [0, 1], got {self.recall_weight}")
         if self.kind not in get_args(RewardKind):
-            raise ValueError(
-                f"reward kind must be one of {', '.join(get_args(RewardKind))}, got {self.kind!r}"
-            )
+            raise ValueError(f"reward kind must be one of {', '.join(get_args(RewardKind))}, got {self.kind!r}")
 
     def answer_reward(self, recall: float) -> float:
         """Reward of a query with this recall in [0, 1], without the format bonus."""

@@ -51,7 +51,9 @@ class RunKeys:
 def create_run_keys(directory: Path) -> None:
     """Make the keys of a run in `directory` (mode 0700, files 0600); keys already there are kept."""
     if not zmq.has("curve"):
-        raise KeyFileError("this libzmq has no CURVE: install pyzmq from its wheel (pip install --force-reinstall pyzmq)")
+        raise KeyFileError(
+            "this libzmq has no CURVE: install pyzmq from its wheel (pip install --force-reinstall pyzmq)"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
     if (directory / "public.json").exists():

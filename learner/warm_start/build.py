@@ -84,7 +84,11 @@ def _build(corpus: Path, folder: Path, settings: WarmStartSettings, report: Prog
     shape = ModelShape(settings.layers, settings.width, settings.heads, 3 * settings.width)
     model = new_model(tokenizer, shape, settings.seed)
     write_induction_circuit(model, tokenizer, settings.seed)
-    budget = Budget(seconds=60 * settings.minutes) if settings.steps is None else Budget(settings.steps, 60 * settings.minutes)
+    budget = (
+        Budget(seconds=60 * settings.minutes)
+        if settings.steps is None
+        else Budget(settings.steps, 60 * settings.minutes)
+    )
     score = pretrain(
         model,
         tokenizer,

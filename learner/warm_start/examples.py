@@ -33,7 +33,7 @@ FUNCTION_WORDS = frozenset(
     during each either for from further had has have having her his how into its may might more most nor not off once
     only other our out over own per same should since some such than that the their them then there these they this
     those through too under until very was were what when where whether which while who whom whose why will with
-    within without would you your""".split()
+    within without would you your""".split()  # noqa: SIM905 - a word list reads best as text
 )
 _WORD = re.compile(r"[^\W_]+")
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
@@ -122,7 +122,7 @@ class ExampleSampler:
         self._structures = [_parse_structure(shape) for shape, _ in STRUCTURES]
         self._weights = [share for _, share in STRUCTURES]
         self._frame = (self._encode("<|user|>"), self._encode("<|assistant|>"))
-        self._vocabulary = [list(w) for w in dict.fromkeys(tuple(w) for s in self.sources for w in s.words)]
+        self._plain = range(len(CONTROL_TOKENS), len(tokenizer) - len(PIECES))
 
     def draw(self, rng: random.Random, longest_random_prompt: int = 24) -> Example:
         """One example. `longest_random_prompt` counts the words of a random-token prompt."""
@@ -145,7 +145,10 @@ class ExampleSampler:
         return response + self._closing
 
     def _random_source(self, rng: random.Random, longest: int) -> Source:
-        words = rng.sample(self._vocabulary, k=rng.randint(4, longest))
+        words = []
+        for _ in range(rng.randint(4, longest)):
+            pieces = rng.choice(_RANDOM_WORD_PIECES)
+            words.append([rng.choice(self._plain) for _ in range(pieces)])
         prompt = self._frame[0] + _joined(words, self._pieces[" "]) + self._frame[1]
         return Source("", prompt, words)
 

@@ -148,9 +148,7 @@ def _raise_for_status(status: int, headers: Mapping[str, str]) -> None:
     if status in (413, 414):
         raise BadQuery(f"query too long for the engine (HTTP {status})")
     if status in (301, 302, 303, 307, 308):
-        raise EngineMisconfigured(
-            f"the engine's address redirects (HTTP {status}): set the address it moved to"
-        )
+        raise EngineMisconfigured(f"the engine's address redirects (HTTP {status}): set the address it moved to")
     if status in (401, 404, 405):
         raise EngineMisconfigured(f"no search service there (HTTP {status}): check the engine's address")
     if status in (400, 422):

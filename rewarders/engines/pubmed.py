@@ -70,9 +70,7 @@ class PubMedSettings(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"the E-utilities address must start with http:// or https://, got {self.base_url!r}"
-            )
+            raise ValueError(f"the E-utilities address must start with http:// or https://, got {self.base_url!r}")
 
     @property
     def esearch_url(self) -> str:
@@ -98,9 +96,7 @@ class PubMedEngine(SearchEngine):
 
     async def start(self) -> None:
         """Open the keep-alive session. No request is made."""
-        timeout = aiohttp.ClientTimeout(
-            total=self._settings.timeout_s, sock_connect=self._settings.connect_timeout_s
-        )
+        timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s, sock_connect=self._settings.connect_timeout_s)
         self._session = aiohttp.ClientSession(
             # The caller bounds concurrency: in a full pool, requests would wait while they hold a quota slot.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),

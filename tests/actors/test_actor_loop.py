@@ -150,9 +150,7 @@ async def test_an_actor_that_joins_late_generates_with_the_newest_weights_first(
     assert header.prompt_tokens == 2
 
 
-async def test_a_ticket_waits_for_the_version_it_asks_for(
-    world: World, rewarder: BrokerClient, tmp_path: Path
-) -> None:
+async def test_a_ticket_waits_for_the_version_it_asks_for(world: World, rewarder: BrokerClient, tmp_path: Path) -> None:
     world.publish(1, b"one")
     async with RunningActor(world, tmp_path) as running:
         world.learner.submit([ticket(1, min_version=2)])

@@ -51,9 +51,7 @@ def test_direct_form_has_no_think_part() -> None:
 
 
 def test_empty_think_part_is_valid_as_in_the_published_reward() -> None:
-    assert parse_answer('<think> </think><answer>{"query": "a"}</answer>', reasoning=True) == ParsedAnswer(
-        "", "a"
-    )
+    assert parse_answer('<think> </think><answer>{"query": "a"}</answer>', reasoning=True) == ParsedAnswer("", "a")
 
 
 @pytest.mark.parametrize(
@@ -129,9 +127,7 @@ def test_longest_query_may_be_written_in_escapes() -> None:
 
 
 def test_another_key() -> None:
-    assert parse_answer(direct('{"sql": "SELECT 1"}'), reasoning=False, key="sql") == ParsedAnswer(
-        "", "SELECT 1"
-    )
+    assert parse_answer(direct('{"sql": "SELECT 1"}'), reasoning=False, key="sql") == ParsedAnswer("", "SELECT 1")
 
 
 clean_text = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=80)

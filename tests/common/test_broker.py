@@ -76,7 +76,9 @@ def broker(keys_dir: Path) -> Iterator[RunningBroker]:
 
 
 @contextlib.asynccontextmanager
-async def peer(endpoint: str, keys_dir: Path, role: m.Role, name: str = "", **options: int) -> AsyncIterator[BrokerClient]:
+async def peer(
+    endpoint: str, keys_dir: Path, role: m.Role, name: str = "", **options: int
+) -> AsyncIterator[BrokerClient]:
     client = BrokerClient(endpoint, load_run_keys(keys_dir, role), role, name or f"{role}-1", **options)
     await client.start(timeout_s=5)
     try:

@@ -70,7 +70,7 @@ def test_broken_files_give_one_line(tmp_path: Path, text: str, message: str) -> 
 def test_missing_file_and_malformed_override(config_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read config"):
         load_config(tmp_path / "absent.yaml")
-    with pytest.raises(ConfigError, match="section.key=value"):
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
         load_config(config_file, ["learner.steps"])
     with pytest.raises(ConfigError, match="not a section"):
         load_config(config_file, ["learner.steps.more=1"])

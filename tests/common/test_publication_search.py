@@ -58,9 +58,7 @@ def test_continuous_reward_and_mixture(recall: Fraction, weight: float) -> None:
     table = RewardTable(kind="recall", scale=10.0, format_bonus=0.5)
     continuous = reward_at(recall, PublicationSearch(reward=table))
     assert continuous == pytest.approx(0.5 + 10.0 * float(recall))
-    mixed = reward_at(
-        recall, PublicationSearch(reward=RewardTable(kind="mixture", scale=5.0, recall_weight=weight))
-    )
+    mixed = reward_at(recall, PublicationSearch(reward=RewardTable(kind="mixture", scale=5.0, recall_weight=weight)))
     assert mixed == pytest.approx((1 - weight) * (tiers - 1.0) + weight * 5.0 * float(recall) + 1.0)
 
 
@@ -137,9 +135,7 @@ def test_prefilled_opening_tag_counts_as_part_of_the_answer() -> None:
     assert task.parse(rest) == ParsedAnswer("why", "a")
     assert task.parse("<think>" + rest) == ParseFailure("repeated_tag")
     assert PublicationSearch().response_prefix == ""
-    assert PublicationSearch(reasoning=False, prefill=True).parse('{"query": "a"}</answer>') == ParsedAnswer(
-        "", "a"
-    )
+    assert PublicationSearch(reasoning=False, prefill=True).parse('{"query": "a"}</answer>') == ParsedAnswer("", "a")
 
 
 def test_tasks_are_found_by_name() -> None:

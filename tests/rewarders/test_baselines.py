@@ -32,9 +32,7 @@ DOCUMENTS = {
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    lines = [
-        json.dumps({"_id": key, "title": title, "text": text}) for key, (title, text) in DOCUMENTS.items()
-    ]
+    lines = [json.dumps({"_id": key, "title": title, "text": text}) for key, (title, text) in DOCUMENTS.items()]
     (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
     return tmp_path
 
@@ -57,11 +55,7 @@ class WordEngine(SearchEngine):
             raise BadQuery("unbalanced")
         joined = any if " OR " in request.term else all
         wanted = search_words(request.term.replace(" OR ", " ").replace(" AND ", " "))
-        found = [
-            key
-            for key, texts in DOCUMENTS.items()
-            if joined(w in search_words(" ".join(texts)) for w in wanted)
-        ]
+        found = [key for key, texts in DOCUMENTS.items() if joined(w in search_words(" ".join(texts)) for w in wanted)]
         return SearchResult(ids=tuple(found[: request.retmax]), count=len(found))
 
 
@@ -130,9 +124,7 @@ async def test_an_outage_is_not_a_recall_of_zero(corpus: Path) -> None:
         )
 
 
-@pytest.mark.skipif(
-    "DEEPRETRIEVAL_DATA" not in os.environ, reason="set DEEPRETRIEVAL_DATA to measure on SciFact"
-)
+@pytest.mark.skipif("DEEPRETRIEVAL_DATA" not in os.environ, reason="set DEEPRETRIEVAL_DATA to measure on SciFact")
 async def test_scifact_claims_through_the_client_and_the_local_pubmed(tmp_path: Path) -> None:
     """SQLite FTS5 alone, asked for the same words, gives 0.545, 0.356 and 0.211 for the rarest 1, 2 and 3.
 

@@ -68,9 +68,7 @@ async def test_identical_searches_in_flight_are_one_request() -> None:
 async def test_failures_reach_every_waiter_and_are_not_kept() -> None:
     upstream, cache = Upstream(), SearchCache()
     upstream.fail = EngineUnavailable("down")
-    outcomes = await asyncio.gather(
-        *(cache.search(request("a"), upstream) for _ in range(3)), return_exceptions=True
-    )
+    outcomes = await asyncio.gather(*(cache.search(request("a"), upstream) for _ in range(3)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [EngineUnavailable] * 3
     assert upstream.asked == {"a": 1}
     assert len(cache) == 0

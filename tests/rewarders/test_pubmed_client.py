@@ -34,9 +34,7 @@ from tests.rewarders.fake_ncbi import (
 )
 
 
-async def test_one_post_carries_everything_form_encoded(
-    ncbi: FakeNcbi, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_post_carries_everything_form_encoded(ncbi: FakeNcbi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
     term = "a&retmax=0&api_key=x#frag +100% (é OR \U0001f9ec) ; db=gene"
     options = settings(ncbi, api_key_env="TEST_KEY", tool="tool", email="a@b.org")

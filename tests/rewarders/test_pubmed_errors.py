@@ -192,9 +192,7 @@ def test_retry_after_forms(value: str | None, seconds: float | None) -> None:
     assert retry_after_seconds(value, now) == seconds
 
 
-@given(
-    status=st.sampled_from([200, 302, 400, 404, 414, 429, 500]), body=st.binary(max_size=200), retry=st.text()
-)
+@given(status=st.sampled_from([200, 302, 400, 404, 414, 429, 500]), body=st.binary(max_size=200), retry=st.text())
 def test_any_answer_whatever_gets_a_verdict(status: int, body: bytes, retry: str) -> None:
     for form in (
         body,

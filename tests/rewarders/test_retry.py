@@ -63,9 +63,7 @@ async def test_waits_have_full_jitter_under_a_growing_cap() -> None:
     waits: list[list[float]] = []
     for seed in range(200):
         trial = Trial(*(down() for _ in range(5)))
-        runner = Retrier(
-            RetryPolicy(attempts=6, base_s=1.0, cap_s=4.0), rng=random.Random(seed), sleep=trial.sleep
-        )
+        runner = Retrier(RetryPolicy(attempts=6, base_s=1.0, cap_s=4.0), rng=random.Random(seed), sleep=trial.sleep)
         await runner.run(trial.operation)
         waits.append(trial.waits)
     for column, bound in zip(zip(*waits, strict=True), [1.0, 2.0, 4.0, 4.0, 4.0], strict=True):

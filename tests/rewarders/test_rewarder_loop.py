@@ -28,7 +28,8 @@ from rewarders.servers.pubmed.app import RunningServer, ServerSettings, serve
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    rows = [{"_id": str(n), "title": word, "text": f"{word} study"} for n, word in enumerate(["heart", "lung", "liver"])]
+    words = ["heart", "lung", "liver"]
+    rows = [{"_id": str(n), "title": word, "text": f"{word} study"} for n, word in enumerate(words)]
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path / "corpus"

@@ -109,9 +109,7 @@ async def test_short_outage_is_waited_out(scorer: Scorer, engine: ListedEngine) 
     assert score.reward == 6.0
 
 
-async def test_long_outage_is_unavailable_and_leaves_nothing_behind(
-    scorer: Scorer, engine: ListedEngine
-) -> None:
+async def test_long_outage_is_unavailable_and_leaves_nothing_behind(scorer: Scorer, engine: ListedEngine) -> None:
     engine.down_for = 3
     engine.retry_after_s = 4.0
     assert await scorer.score_text(answer("all"), ROW) == Unavailable("HTTP 503", retry_after_s=4.0)
@@ -161,9 +159,7 @@ async def test_whole_path_over_http_with_a_quota_that_refuses(tmp_path: Path) ->
     documents = [{"_id": str(n), "title": "Aspirin", "text": f"trial {n} of stroke"} for n in range(1, 5)]
     documents += [{"_id": "9", "title": "Statins", "text": "a trial of cancer"}]
     (tmp_path / "corpus.jsonl").write_text("\n".join(json.dumps(document) for document in documents))
-    local = ServerSettings(
-        corpus=tmp_path, cache_folder=tmp_path / "index", quota=3, window_s=0.3, retry_after_s=0.5
-    )
+    local = ServerSettings(corpus=tmp_path, cache_folder=tmp_path / "index", quota=3, window_s=0.3, retry_after_s=0.5)
     row = QueryRow("q1", "does aspirin help", ("1", "2", "3", "4"))
     queries = ["aspirin AND stroke", "statins", "aspirin AND (", "trial", "unicorns", "aspirin OR statins"]
     async with (

@@ -1,0 +1,128 @@
+"""The command line as a user meets it: real processes, one clear line for every mistake, no traceback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.cli import _parse
+from deploy.errors import load_user_errors, user_message
+
+ROOT = Path(__file__).parents[2]
+
+
+def deepretrieval(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+
+
+def write_corpus(folder: Path) -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": "1", "title": "heart", "text": "heart failure"}\n')
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "heart"}\n')
+    for split in ("train", "test"):
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    corpus = write_corpus(tmp_path / "corpus")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"data: {{corpus: {corpus}}}\nmodel: {{path: {tmp_path / 'model'}}}\nactor: {{engine: transformers}}\n"
+    )
+    return path
+
+
+def fails_with(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr + result.stdout
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    for word in words:
+        assert word in errors[0]
+
+
+def test_a_dry_run_prints_the_resolved_config(config: Path, tmp_path: Path) -> None:
+    result = deepretrieval("train", str(config), "learner.steps=3", "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "steps: 3" in result.stdout
+    assert "name: run" in result.stdout
+
+
+def test_a_wrong_key_names_the_right_one(config: Path, tmp_path: Path) -> None:
+    fails_with(deepretrieval("train", str(config), "learner.step=3", cwd=tmp_path), "learner.step", "learner.steps")
+
+
+def test_a_dead_search_server_is_named_before_anything_starts(config: Path, tmp_path: Path) -> None:
+    result = deepretrieval("train", str(config), "search.url=http://127.0.0.1:9", cwd=tmp_path)
+    fails_with(result, "127.0.0.1:9")
+
+
+def test_a_broken_corpus_line_is_named(config: Path, tmp_path: Path) -> None:
+    with (tmp_path / "corpus" / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "2", "title": \n')
+    fails_with(deepretrieval("train", str(config), cwd=tmp_path), "corpus.jsonl line 2")
+
+
+def test_a_missing_corpus_and_an_unset_variable_are_named(config: Path, tmp_path: Path) -> None:
+    fails_with(deepretrieval("train", str(config), "data.corpus=nowhere", cwd=tmp_path), "nowhere", "BEIR folder")
+    result = deepretrieval("train", str(config), "data.corpus=$UNSET_FOLDER/x", cwd=tmp_path)
+    fails_with(result, "UNSET_FOLDER", "export it")
+
+
+def test_a_model_folder_without_a_model_is_named(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").unlink()
+    fails_with(deepretrieval("train", str(config), cwd=tmp_path), "config.json is missing")
+
+
+def test_nothing_to_resume_is_said(config: Path, tmp_path: Path) -> None:
+    result = deepretrieval("train", str(config), "--resume", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root to mount a small disk")
+def test_a_full_disk_is_one_line(config: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting is not allowed here")
+    try:
+        (disk / "filler").write_bytes(b"x" * 60_000)
+        result = deepretrieval("train", str(config), f"run.root={disk}", cwd=tmp_path)
+        fails_with(result, "no space left", "free some")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_overrides_may_stand_after_options() -> None:
+    arguments = _parse(["train", "c.yaml", "a.b=1", "--resume", "c.d=2"])
+    assert arguments.overrides == ["a.b=1", "c.d=2"]
+    with pytest.raises(SystemExit):
+        _parse(["train", "c.yaml", "--surprise"])
+    with pytest.raises(SystemExit):
+        _parse(["doctor", "x=1"])
+
+
+def test_every_user_error_exists_and_is_shown_as_one_line() -> None:
+    for error_class in load_user_errors():
+        assert issubclass(error_class, Exception)
+    assert user_message(OSError(28, "No space left on device", "/x")) is not None
+    assert "pip install" in (user_message(ModuleNotFoundError("no", name="torch")) or "")
+    assert user_message(RuntimeError("a bug")) is None
