@@ -102,11 +102,7 @@ def _train(arguments: argparse.Namespace) -> int:
     console.print(f"Run [bold]{config.run.name}[/]: rollouts by [bold]{engine}[/]", highlight=False)
     config = prepare_assets(config)
     logging.getLogger().handlers = _launcher_log(config)
-    return asyncio.run(_run_locally(LocalRun, config, engine, arguments.resume, console))
-
-
-async def _run_locally(run_class, config, engine, resume, console) -> int:  # type: ignore[no-untyped-def] # noqa: ANN001
-    return int(await run_class(config, engine, resume, console).run())
+    return asyncio.run(LocalRun(config, engine, arguments.resume, console).run())
 
 
 def _check_values(*checks: Callable[[], object]) -> None:

@@ -32,8 +32,8 @@ from common.transport.keys import create_run_keys, load_run_keys
 from deploy.errors import LaunchError
 from deploy.processes import KEEP_MEMORY, RoleProcess, stop_all
 from deploy.report import print_report, write_report
-from deploy.roles import pubmed_settings
 from deploy.role_states import role_states
+from deploy.roles import pubmed_settings
 
 logger = logging.getLogger(__name__)
 
@@ -240,8 +240,10 @@ class LocalRun:
         limits = ("--quota", str(quota.requests), "--window", str(quota.window_s)) if quota else ()
         process = RoleProcess(
             "search-server",
-            ("search-server", "pubmed", "--corpus", self._config.data.corpus, "--port", str(search.port))
-            + ("--latency-ms", str(search.latency_ms), *limits),
+            (
+                *("search-server", "pubmed", "--corpus", self._config.data.corpus),
+                *("--port", str(search.port), "--latency-ms", str(search.latency_ms), *limits),
+            ),
             self.folder.logs / "search-server.log",
         )
         self._processes.append(process)

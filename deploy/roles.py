@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.broker.server import BrokerServer
 from common.broker.service import USE_GRANT_WITHIN_S, BrokerService, BrokerSettings
@@ -19,6 +20,9 @@ from common.run_folder import RunFolder
 from common.tasks.from_config import task_of
 from common.transport.client import BrokerClient
 from common.transport.keys import load_run_keys
+
+if TYPE_CHECKING:  # a role is imported only where it is started
+    from rewarders.engines.pubmed import PubMedSettings
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +118,7 @@ async def _rewarder(config: Config, keys: Path, endpoint: str, name: str) -> Non
         await client.close()
 
 
-def pubmed_settings(config: Config):  # type: ignore[no-untyped-def]  # noqa: ANN201 - the role's type, imported late
+def pubmed_settings(config: Config) -> PubMedSettings:
     """The PubMed client's settings of a run."""
     from rewarders.engines.pubmed import PubMedSettings
 

@@ -26,8 +26,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from common.weights import file_checksum
 from learner.distributed import broadcast_bytes, gather_bytes
-from learner.snapshot import file_checksum
 from learner.trainer import Trainer
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-
-def file_checksum(path: str | Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+from common.weights import file_checksum
 
 
 def write_snapshot(state: Mapping[str, Tensor], path: str | Path, dtype: torch.dtype) -> str:

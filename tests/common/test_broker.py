@@ -17,7 +17,7 @@ from common import messages as m
 from common.broker.server import BrokerServer
 from common.broker.service import BrokerService, BrokerSettings
 from common.scores import Scored
-from common.transport.client import BrokerClient, BrokerUnreachableError
+from common.transport.client import Assignment, BrokerClient, BrokerUnreachableError
 from common.transport.keys import KeyFileError, create_run_keys, load_run_keys
 
 
@@ -87,7 +87,7 @@ async def peer(
         await client.close()
 
 
-async def next_assignment(client: BrokerClient, seconds: float = 3.0):  # noqa: ANN201
+async def next_assignment(client: BrokerClient, seconds: float = 3.0) -> Assignment:
     return await asyncio.wait_for(client.assignments.get(), seconds)
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from common.weights import file_checksum
 from learner.batch import MicroBatch, TrainSample, build_rows, micro_batches
 from learner.policy import Policy, SelectedLogprobs, load_policy
-from learner.snapshot import file_checksum, write_snapshot
+from learner.snapshot import write_snapshot
 
 
 @pytest.fixture(scope="module")
