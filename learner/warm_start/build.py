@@ -21,7 +21,7 @@ from learner.warm_start.tokenizer import save_tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)
 
-WARM_START_FORMAT = 1  # part of the cache key: change it whenever the same settings give another model
+WARM_START_FORMAT = 2  # part of the cache key: change it whenever the same settings give another model
 _SENTENCES = 12_000  # enough to meet a corpus's words; more only costs tokenization
 _THREADS = 2
 

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from learner.warm_start.tokenizer import CONTROL_TOKENS, PIECES, QUERY_CLOSING, QUERY_OPENING, prompt_ids
+from learner.warm_start.tokenizer import QUERY_CLOSING, QUERY_OPENING, prompt_ids
 
 # Shapes of a query with their share of the examples; letters stand for words, other pieces are written as they are.
-# Hardly any single words: a policy that begins with them is rewarded for them first and stops trying anything else.
+# No single words: a policy that begins with them is rewarded for them first and stops trying anything else.
 STRUCTURES: tuple[tuple[str, float], ...] = (
-    ("a", 0.04),
-    ("a AND b", 0.10),
-    ("a OR b", 0.22),
-    ("a OR b OR c", 0.08),
-    ("(a OR b) AND c", 0.20),
-    ("a OR (b AND c)", 0.16),
-    ("(a OR b) AND (c OR d)", 0.10),
-    ("(a AND b) OR (c AND d)", 0.10),
+    ("a AND b", 0.06),
+    ("a OR b", 0.10),
+    ("a OR b OR c", 0.10),
+    ("(a OR b) AND c", 0.18),
+    ("a AND (b OR c)", 0.18),
+    ("a OR (b AND c)", 0.12),
+    ("(a AND b) OR c", 0.10),
+    ("(a OR b) AND (c OR d)", 0.16),
 )
 # Function words, which no query needs. Everything else with three signs or more counts as a content word.
 FUNCTION_WORDS = frozenset(
@@ -39,7 +39,6 @@ _WORD = re.compile(r"[^\W_]+")
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 _SHORTEST_WORD = 3
 _LONGEST_PROMPT = 96  # tokens; longer texts would cost time and teach nothing that shorter ones do not
-_RANDOM_WORD_PIECES = (1, 1, 1, 2, 2, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +88,13 @@ _ANSWER = {False: re.compile(_BODY), True: re.compile(r"<think>[^<>]+</think>" +
 
 
 class ExampleSampler:
-    """Draws examples from texts and from strings of random tokens, reproducibly for one `random.Random`.
+    """Draws examples from texts and from bags of random words, reproducibly for one `random.Random`.
 
     Args:
         tokenizer: encodes the texts, through its own chat template.
         texts: sentences and requests; those with fewer than four content words are passed over.
         reasoning: put a think part of a few copied words before the answer.
-        random_share: share of examples whose words are random token strings; they teach to copy any token sequence.
+        random_share: share of examples whose prompt is a random bag of words; they teach to copy any word anywhere.
 
     Raises:
         ValueError: no text has four content words.
@@ -122,7 +121,7 @@ class ExampleSampler:
         self._structures = [_parse_structure(shape) for shape, _ in STRUCTURES]
         self._weights = [share for _, share in STRUCTURES]
         self._frame = (self._encode("<|user|>"), self._encode("<|assistant|>"))
-        self._plain = range(len(CONTROL_TOKENS), len(tokenizer) - len(PIECES))
+        self._vocabulary = [list(w) for w in dict.fromkeys(tuple(w) for s in self.sources for w in s.words)]
 
     def draw(self, rng: random.Random, longest_random_prompt: int = 24) -> Example:
         """One example. `longest_random_prompt` counts the words of a random-token prompt."""
@@ -139,16 +138,14 @@ class ExampleSampler:
             response += self._thinking[0] + _joined(thought, self._pieces[" "]) + self._thinking[1]
         response += self._opening
         (structure,) = rng.choices(self._structures, self._weights)
-        picked = rng.sample(words, k=4)
+        # In order of appearance: what comes next then depends on the last word alone, and no word comes twice.
+        picked = [words[place] for place in sorted(rng.sample(range(len(words)), k=structure_words(structure)))]
         for part in structure:
             response += picked[part] if isinstance(part, int) else self._pieces[part]
         return response + self._closing
 
     def _random_source(self, rng: random.Random, longest: int) -> Source:
-        words = []
-        for _ in range(rng.randint(4, longest)):
-            pieces = rng.choice(_RANDOM_WORD_PIECES)
-            words.append([rng.choice(self._plain) for _ in range(pieces)])
+        words = rng.sample(self._vocabulary, k=rng.randint(4, min(longest, len(self._vocabulary))))
         prompt = self._frame[0] + _joined(words, self._pieces[" "]) + self._frame[1]
         return Source("", prompt, words)
 
@@ -168,6 +165,11 @@ def _joined(words: Sequence[list[int]], separator: list[int]) -> list[int]:
     for place, word in enumerate(words):
         ids += (separator if place else []) + word
     return ids
+
+
+def structure_words(structure: Sequence[int | str]) -> int:
+    """How many words a parsed structure has."""
+    return sum(isinstance(part, int) for part in structure)
 
 
 def _parse_structure(shape: str) -> list[int | str]:
