@@ -57,7 +57,7 @@ endif
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --progress-bar off $(TORCH) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --progress-bar off -e '.[dev]'
 	@touch $@
 
 clean:  ## remove the virtual environment and what tools left
