@@ -24,7 +24,7 @@ def model_with_circuit(tokenizer: PreTrainedTokenizerFast, shape: ModelShape | N
 
 def copy_accuracy(model: Qwen2ForCausalLM, vocabulary: int, length: int = 24) -> float:
     """Share of tokens predicted right in the second of two equal random strings."""
-    ids = torch.stack([torch.randperm(vocabulary - 300)[:length] + 200 for _ in range(32)])
+    ids = torch.stack([torch.randperm(vocabulary - 40)[:length] + 20 for _ in range(32)])  # no control tokens
     with torch.no_grad():
         predicted = model(torch.cat([ids, ids], dim=1)).logits.argmax(-1)
     return float((predicted[:, length:-1] == ids[:, 1:]).float().mean())
@@ -40,7 +40,7 @@ def test_a_repeated_string_is_continued_without_training(tokenizer: PreTrainedTo
 def test_the_first_layer_looks_one_token_back(tokenizer: PreTrainedTokenizerFast) -> None:
     model = model_with_circuit(tokenizer)
     model.config._attn_implementation = "eager"
-    ids = torch.arange(300, 340).unsqueeze(0)
+    ids = torch.arange(100, 140).unsqueeze(0)
     with torch.no_grad():
         attention = model(ids, output_attentions=True).attentions[0][0]
     previous = attention[:2].diagonal(offset=-1, dim1=1, dim2=2)
