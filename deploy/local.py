@@ -274,7 +274,7 @@ class LocalRun:
 
         data, search = self._config.data, self._config.search
         if not self._own_server:
-            return  # somebody's quota: `deepretrieval baselines` asks for them explicitly
+            return  # thousands of requests that nobody asked for, on a quota that training needs
         rows = read_split(data.corpus, data.heldout_split)[: data.heldout_limit]
         async with PubMedEngine(pubmed_settings(self._config)) as engine:
             recalls = await evaluate_baselines(rows, engine, data.corpus, retmax=search.retmax, sort=search.sort)

@@ -157,9 +157,6 @@ class LearnerConfig(Section):
     checkpoint_every: PositiveInt = Field(50, description="Steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="Checkpoints kept")
     eval_every: int = Field(0, ge=0, description="Steps between held-out evaluations; 0: start and end only")
-    keep_best: bool = Field(
-        False, description="Publish the weights of the best held-out evaluation at the end (uses the held-out split)"
-    )
 
 
 class ActorConfig(Section):
