@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,15 @@ async def next_assignment(client: BrokerClient, seconds: float = 3.0) -> Assignm
     return await asyncio.wait_for(client.assignments.get(), seconds)
 
 
+async def status_when(client: BrokerClient, satisfied: Callable[[m.StatusReply], bool]) -> m.StatusReply:
+    """The first status that satisfies a condition; messages of other connections may take a moment."""
+    deadline = time.monotonic() + 5
+    while not satisfied(status := await client.fleet_status()):
+        assert time.monotonic() < deadline, status
+        await asyncio.sleep(0.02)
+    return status
+
+
 async def test_a_group_goes_from_ticket_to_learner_unchanged(broker: RunningBroker, keys_dir: Path) -> None:
     async with (
         peer(broker.endpoint, keys_dir, "learner", incarnation=1) as learner,
@@ -137,13 +146,10 @@ async def test_work_of_a_silent_actor_goes_to_another_and_its_late_answer_is_dis
         assert again.lease.item == work.lease.item
         assert again.lease.lease != work.lease.lease
         silent.complete(work, m.encode_rollout(rollout(1)))
-        await asyncio.sleep(0.2)
-        assert (await learner.fleet_status()).stages["score"].queued == 0
+        status = await status_when(learner, lambda status: status.stages["rollout"].late == 1)
+        assert status.stages["score"].queued == 0
         other.complete(again, m.encode_rollout(rollout(1)))
-        await asyncio.sleep(0.2)
-        status = await learner.fleet_status()
-        assert status.stages["score"].queued == 1
-        assert status.stages["rollout"].late == 1
+        await status_when(learner, lambda status: status.stages["score"].queued == 1)
 
 
 async def test_a_restarted_broker_is_found_again_and_gets_the_tickets_again(keys_dir: Path) -> None:
@@ -207,12 +213,11 @@ async def test_garbage_from_an_authenticated_peer_is_counted_and_loses_nothing(
         for bad in ([b"\xff\x00", b"x"], [m.encode(m.Complete(work.lease)), *wrong_sizes], [m.encode(m.Submit((9,)))]):
             await actor._socket.send_multipart(bad)
         await actor._socket.send_multipart([m.encode(m.Complete(work.lease)), *m.encode_rollout(rollout(6))])
-        status = await learner.fleet_status()
-        assert status.rejected_frames == 4
+        status = await status_when(learner, lambda status: status.rejected_frames == 4)
         assert status.stages["rollout"].leased == 1, "the lease survives a garbled result"
         actor.complete(work, m.encode_rollout(rollout(5)))
-        await asyncio.sleep(0.1)
-        assert (await learner.fleet_status()).stages["score"].queued == 1
+        status = await status_when(learner, lambda status: status.stages["score"].queued == 1)
+        assert status.rejected_frames == 4
 
 
 async def test_foreign_keys_never_reach_a_handler(broker: RunningBroker, keys_dir: Path, tmp_path: Path) -> None:
