@@ -14,26 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.tracking.summary import read_summary
+from common.tracking.summary import REQUIRED_KEYS, read_summary
 
-SHOWN = (
-    "heldout_recall_original",
-    "heldout_recall_and_all",
-    "heldout_recall_or_all",
-    "heldout_recall_rarest",
-    "heldout_recall_start",
-    "heldout_recall_trained",
-    "heldout_ci95",
-    "heldout_above_baselines",
-    "engine",
-    "steps",
-    "trained_samples",
-    "max_staleness_seen",
-    "dropped_stale",
-    "learner_idle",
-    "actor_idle",
-    "wall_s",
-)
+SHOWN = (*REQUIRED_KEYS, "heldout_above_baselines")
 
 
 def main() -> None:

@@ -133,9 +133,7 @@ def draw_idle(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) -> boo
 def draw_length(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) -> bool:
     """Length of the think part and of the query."""
     lines = [("length/think", "think", PURPLE), ("length/query", "query", GREEN)]
-    labels = [
-        _smoothed(axes, points, color, name) for metric, name, color in lines if (points := series(metrics, metric))
-    ]
+    labels = _smoothed_series(axes, metrics, lines)
     if not labels:
         return False
     _title(axes, "Length of think part and query", "words (mean per step)")
@@ -147,9 +145,7 @@ def draw_length(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) -> b
 def draw_throughput(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) -> bool:
     """Tokens trained on and tokens generated per second."""
     lines = [("tokens/trained_per_s", "trained", BLUE), ("tokens/generated_per_s", "generated", VERMILION)]
-    labels = [
-        _smoothed(axes, points, color, name) for metric, name, color in lines if (points := series(metrics, metric))
-    ]
+    labels = _smoothed_series(axes, metrics, lines)
     if not labels:
         return False
     _title(axes, "Throughput", "tokens per second")
@@ -209,6 +205,13 @@ def _smoothed(axes: Axes, points: Sequence[tuple[int, float]], color: str, name:
     axes.plot(steps, values, color=color, linewidth=0.9, alpha=0.35)
     axes.plot(steps, smooth, color=color, linewidth=2.2)
     return float(smooth[-1]), name, color
+
+
+def _smoothed_series(axes: Axes, metrics: list[Metrics], lines: Sequence[tuple[str, str, str]]) -> list[Label]:
+    """Draw each (metric, name, color) that was logged; returns their labels."""
+    return [
+        _smoothed(axes, points, color, name) for metric, name, color in lines if (points := series(metrics, metric))
+    ]
 
 
 def moving_mean(values: Sequence[float], reach: int) -> npt.NDArray[np.float64]:
