@@ -20,6 +20,7 @@ from aiohttp import web
 
 from rewarders.servers.pubmed import answers
 from rewarders.servers.pubmed.build import Progress
+from rewarders.servers.pubmed.faults import Faults
 from rewarders.servers.pubmed.index import Index, SearchResult
 from rewarders.servers.pubmed.parameters import EsearchError, SearchRequest, search_of
 from rewarders.servers.pubmed.query import QuerySyntaxError
@@ -50,6 +51,9 @@ class ServerSettings:
         retry_after_s: value of a Retry-After header on 429; None for no such header, as seen from NCBI in
             2026.
         seed: of the jitter.
+        fault_rate: share of the requests that fail as they do at NCBI (`faults.FaultKind`), 0 to below 1.
+        fault_seed: of the sequence of faults.
+        fault_late_s: seconds before a late answer, one of the faults, leaves.
     """
 
     corpus: Path
@@ -62,10 +66,15 @@ class ServerSettings:
     window_s: float = 1.0
     retry_after_s: float | None = None
     seed: int = 0
+    fault_rate: float = 0.0
+    fault_seed: int = 0
+    fault_late_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.latency_ms < 0 or self.jitter_ms < 0:
-            raise SearchServerError("latency and jitter must not be negative")
+        if min(self.latency_ms, self.jitter_ms, self.fault_late_s) < 0:
+            raise SearchServerError("latency, jitter and the delay of late answers must not be negative")
+        if not 0.0 <= self.fault_rate < 1.0:
+            raise SearchServerError(f"the fault rate must be at least 0 and below 1, got {self.fault_rate:g}")
         if self.quota is not None and (self.quota < 1 or self.window_s <= 0):
             raise SearchServerError("a quota needs at least 1 request and a window longer than 0 seconds")
 
@@ -78,6 +87,7 @@ class PubMedApp:
         self._settings = settings
         self._logs: dict[str, SlidingLog] = {}
         self._random = random.Random(settings.seed)
+        self._faults = Faults(settings.fault_rate, settings.fault_seed, settings.fault_late_s)
         self._requests = 0
         self._refused = 0
 
@@ -89,14 +99,15 @@ class PubMedApp:
         return application
 
     async def health(self, _: web.Request) -> web.Response:
-        return web.json_response(
-            {
-                "status": "ok",
-                "documents": len(self._index),
-                "requests": self._requests,
-                "refused": self._refused,
-            }
-        )
+        state: dict[str, object] = {
+            "status": "ok",
+            "documents": len(self._index),
+            "requests": self._requests,
+            "refused": self._refused,
+        }
+        if self._settings.fault_rate:
+            state["faults"] = dict(self._faults.counts)
+        return web.json_response(state)
 
     async def esearch(self, request: web.Request) -> web.Response:
         """Quota and key are checked before anything else, as NCBI's gateway does, and cost no latency."""
@@ -114,11 +125,19 @@ class PubMedApp:
         if verdict is not None and not verdict.admitted:
             self._refused += 1
             return self._refusal(identity, verdict)
-        await self._wait()
-        response = await self._answer(parameters)
+        response = await self._respond(request, identity, parameters)
         if verdict is not None:
             response.headers.update(self._rate_headers(verdict))
         return response
+
+    async def _respond(self, request: web.Request, identity: str, parameters: Mapping[str, str]) -> web.Response:
+        fault = self._faults.draw()  # before the latency, so that the sequence follows the order of arrival
+        await self._wait()
+        if fault is None:
+            return await self._answer(parameters)
+        return await self._faults.deliver(
+            fault, request, identity, _wants_json(parameters), lambda: self._answer(parameters)
+        )
 
     # Quota and latency.
 
@@ -152,7 +171,7 @@ class PubMedApp:
     # One search.
 
     async def _answer(self, parameters: Mapping[str, str]) -> web.Response:
-        as_json = parameters.get("retmode", "xml").lower() == "json"
+        as_json = _wants_json(parameters)
         try:
             text = await self._result(parameters, as_json)
         except (EsearchError, QuerySyntaxError) as error:
@@ -173,6 +192,10 @@ class PubMedApp:
         if len(self._index) <= INLINE_DOCUMENTS:
             return self._index.search(*arguments)
         return await asyncio.to_thread(self._index.search, *arguments)
+
+
+def _wants_json(parameters: Mapping[str, str]) -> bool:
+    return parameters.get("retmode", "xml").lower() == "json"
 
 
 def _backend_failure(error: QuerySyntaxError) -> str:
@@ -274,6 +297,8 @@ def _description(settings: ServerSettings, index: Index) -> str:
         parts.append(f"latency {settings.latency_ms:g} ms + up to {settings.jitter_ms:g} ms")
     if settings.quota is not None:
         parts.append(f"quota {settings.quota} per {settings.window_s:g} s")
+    if settings.fault_rate:
+        parts.append(f"{settings.fault_rate:.0%} of the requests fail")
     return ", ".join(parts)
 
 

@@ -1,0 +1,144 @@
+"""Requests that fail as they fail at NCBI, for tests and benchmarks of everything behind the search server.
+
+The bodies are those seen from the real service: its 500 page, its 429, the backend errors of 2025-07-04 and earlier
+under status 200. Every kind is an outage to a careful client. None is a wrong query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import cast
+
+from aiohttp import web
+
+from rewarders.servers.pubmed import answers
+
+Answer = Callable[[], Awaitable[web.Response]]
+
+
+class FaultKind(Enum):
+    """One way in which the service fails; the value is its name in `/health`."""
+
+    SERVER_ERROR = "http_500"
+    BAD_GATEWAY = "http_502"
+    MAINTENANCE = "http_503"
+    RATE_LIMIT = "http_429"
+    RATE_LIMIT_200 = "rate_limit_under_200"
+    HTML_200 = "html_under_200"
+    BACKEND = "backend_error"
+    TRUNCATED = "truncated"
+    CLOSED = "closed"
+    LATE = "late"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault to be. `detail` in [0, 1) chooses among its variants, e.g. where an answer is cut."""
+
+    kind: FaultKind
+    detail: float
+
+
+_PAGES = {
+    FaultKind.SERVER_ERROR: (
+        500,
+        "<head> <title>NCBI/eutils202 - WWW Error 500 Diagnostic</title> </head> <body> <h1>Server Error</h1>   "
+        "<p>Your request could not be processed due to a problem on our Web server.  This could be a transient "
+        "problem, please try the query again.</p> </body>",
+    ),
+    FaultKind.BAD_GATEWAY: (
+        502,
+        "<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>"
+        "\r\n</body>\r\n</html>\r\n",
+    ),
+    FaultKind.MAINTENANCE: (
+        503,
+        "<html><body><h1>503 Service Unavailable</h1>\nNo server is available to handle this request.\n</body></html>",
+    ),
+    FaultKind.HTML_200: (
+        200,
+        "<html><head><title>NCBI</title></head><body><p>The service is down for maintenance.</p></body></html>",
+    ),
+}
+BACKEND_FAILURES = (
+    "Search Backend failed: Couldn't resolve #pmquerysrv-mz?dbaf=pubmed, the address table is empty.",
+    "Search Backend failed: Database is not supported: pubmed",
+    "Search Backend failed: Unable to open connection to #PMQuerySrv?dbaf=pubmed",
+)
+# What the 429 names where the server itself has no quota: the limit of a key, and one request more.
+_KEY_LIMIT = 10
+
+
+class Faults:
+    """Decides which requests fail, and how: the same sequence for the same seed, in order of arrival.
+
+    Args:
+        rate: share of requests that fail.
+        late_s: seconds before a late answer leaves; longer than any client should wait.
+    """
+
+    def __init__(self, rate: float, seed: int, late_s: float) -> None:
+        self._rate = rate
+        self._random = random.Random(seed)
+        self._late_s = late_s
+        self.counts: Counter[str] = Counter()
+
+    def draw(self) -> Fault | None:
+        """The fate of the next request: None if it is answered properly."""
+        if self._random.random() >= self._rate:
+            return None
+        fault = Fault(self._random.choice(list(FaultKind)), self._random.random())
+        self.counts[fault.kind.value] += 1
+        return fault
+
+    async def deliver(
+        self, fault: Fault, request: web.Request, identity: str, as_json: bool, answer: Answer
+    ) -> web.Response:
+        """Fail `request`.
+
+        Args:
+            identity: API key or address of the caller, which NCBI's 429 names.
+            answer: what would have been said without the fault.
+        """
+        match fault.kind:
+            case FaultKind.RATE_LIMIT | FaultKind.RATE_LIMIT_200:
+                status = 429 if fault.kind is FaultKind.RATE_LIMIT else 200
+                text = answers.rate_limit_body(identity, _KEY_LIMIT + 1, _KEY_LIMIT)
+                return web.Response(status=status, text=text, content_type="application/json", charset="UTF-8")
+            case FaultKind.BACKEND:
+                return _backend_failure(fault.detail, as_json)
+            case FaultKind.TRUNCATED:
+                return _cut(await answer(), fault.detail)
+            case FaultKind.CLOSED:
+                return _closed(request)
+            case FaultKind.LATE:
+                await asyncio.sleep(self._late_s)
+                return await answer()
+        status, page = _PAGES[fault.kind]
+        return web.Response(status=status, text=page, content_type="text/html")
+
+
+def _backend_failure(detail: float, as_json: bool) -> web.Response:
+    message = BACKEND_FAILURES[int(detail * len(BACKEND_FAILURES))]
+    if as_json:
+        return web.Response(text=answers.json_error(message), content_type="application/json", charset="UTF-8")
+    return web.Response(text=answers.xml_error(message), content_type="text/xml", charset="UTF-8")
+
+
+def _cut(response: web.Response, detail: float) -> web.Response:
+    """The answer without its end: at least its first character, never its last."""
+    text = cast(str, response.text).rstrip()
+    kept = 1 + int(detail * (len(text) - 1))
+    return web.Response(text=text[:kept], content_type=response.content_type, charset="UTF-8")
+
+
+def _closed(request: web.Request) -> web.Response:
+    """Cut the connection. The response returned is for the framework and goes nowhere."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
