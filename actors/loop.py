@@ -13,6 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 STOP = "</answer>"
 RETRY_WEIGHTS_S = 0.5
+GIVE_BACK_S = 1.0  # how long a group whose generation failed waits before another actor gets it
 DRAIN_S = 60.0  # a leaving actor finishes what it has begun, for so long at most
 
 
@@ -69,6 +71,7 @@ class Actor:
         self._weights: tuple[int, int] = (-1, -1)  # incarnation, version in the engine
         self._weights_changed = asyncio.Condition()
         self._generations: set[asyncio.Task[None]] = set()
+        self._decoding: set[asyncio.Task[None]] = set()  # those that have begun
         self._started = time.monotonic()
         self._draining = asyncio.Event()
 
@@ -129,8 +132,8 @@ class Actor:
         self._report()
 
     def _void_generations(self) -> None:
-        """A new learner has started: whatever is under way belongs to the old one."""
-        for task in self._generations:
+        """A new learner has started: whatever has begun belongs to the old one; what waits may be the new one's."""
+        for task in self._decoding:
             task.cancel()
 
     # ------------------------------------------------------------------ generation
@@ -140,11 +143,16 @@ class Actor:
             assignment = await self._client.assignments.get()
             task = asyncio.create_task(self._generate(assignment))
             self._generations.add(task)
-            task.add_done_callback(self._generation_ended)
+            task.add_done_callback(partial(self._generation_ended, assignment))
 
-    def _generation_ended(self, task: asyncio.Task[None]) -> None:
+    def _generation_ended(self, assignment: Assignment, task: asyncio.Task[None]) -> None:
         self._generations.discard(task)
+        self._decoding.discard(task)
         self._report()
+        if self._client.holds(assignment):  # it failed or was cancelled: others must get it
+            reason = "cancelled" if task.cancelled() else repr(task.exception())
+            logger.warning("group %d is given back: %s", assignment.lease.item, reason)
+            self._client.release(assignment, GIVE_BACK_S, reason)
         if not task.cancelled() and isinstance(task.exception(), EngineDiedError):
             self._draining.set()
 
@@ -154,6 +162,9 @@ class Actor:
             await self._weights_changed.wait_for(lambda: self._may_generate(ticket))
         if not self._client.holds(assignment):
             return
+        task = asyncio.current_task()
+        assert task is not None
+        self._decoding.add(task)
         started = time.monotonic()
         prompt_ids = self._encode(ticket.messages)
         try:

@@ -197,9 +197,17 @@ class _Generator(threading.Thread):
             self._waiting.extend(work.rows)
 
     def _next_batch(self) -> list[Row]:
+        """A seeded request is a batch of its own: its samples then do not depend, even in their last bits, on what
+        else there happens to be."""
         waiting = [row for row in self._waiting if not row.group.done.cancelled()]
-        self._waiting = waiting[self._options.max_sequences :]
-        return waiting[: self._options.max_sequences]
+        if waiting and waiting[0].group.request.seed is not None:
+            company = [row for row in waiting if row.group is waiting[0].group]
+        else:
+            company = [row for row in waiting if row.group.request.seed is None]
+        batch = company[: self._options.max_sequences]
+        taken = set(map(id, batch))
+        self._waiting = [row for row in waiting if id(row) not in taken]
+        return batch
 
     def _generate(self, rows: list[Row]) -> None:
         """One call of ``generate``: prompts of all rows padded on the left to [B, P]."""

@@ -192,7 +192,7 @@ class Heartbeat(Struct, frozen=True, tag="heartbeat", forbid_unknown_fields=True
     """Renews the leases named. Leases up to the newest seen of their stage that are not named were lost by the
     peer and go to others; newer ones are still on their way."""
 
-    held: Annotated[tuple[LeaseRef, ...], Meta(max_length=1 << 20)]
+    held: Annotated[tuple[LeaseRef, ...], Meta(max_length=4096)]
     newest_seen: dict[StageName, Count]
     status: PeerStatus
 
@@ -319,13 +319,19 @@ class StatusReply(Struct, frozen=True, tag="status", forbid_unknown_fields=True)
     rejected_frames: Count
 
 
+class Superseded(Struct, frozen=True, tag="superseded", forbid_unknown_fields=True):
+    """Answer to the `Hello` of a learner older than the one that leads the run: it must end."""
+
+    incarnation: Count
+
+
 class Protest(Struct, frozen=True, tag="protest", forbid_unknown_fields=True):
     """A message of this peer could not be accepted; says why. For logs and debugging."""
 
     reason: str
 
 
-FromBroker = Welcome | Who | Assign | Refused | StateUpdate | SlotGrant | StatusReply | Protest
+FromBroker = Welcome | Who | Assign | Refused | StateUpdate | SlotGrant | StatusReply | Superseded | Protest
 
 # --------------------------------------------------------------------------- encoding
 
@@ -382,6 +388,11 @@ def decode_rollout(frames: Payload) -> Rollout:
         token_ids=_array(frames[2], "<i4", total, "token ids"),
         logprobs=_array(frames[3], "<f4", total, "log-probabilities"),
     )
+
+
+def encode_scored_group(group: ScoredGroup) -> list[bytes | memoryview]:
+    """Six frames: ticket, rollout (4 frames), scores. The arrays are not copied."""
+    return [encode(group.ticket), *encode_rollout(group.rollout), encode(group.scores)]
 
 
 def decode_scored_group(frames: Payload) -> ScoredGroup:

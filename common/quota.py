@@ -16,7 +16,7 @@ are served in order, workers share fairly by order of request.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 
@@ -41,10 +41,12 @@ class SlotPool:
         self._window_s = window_s
         self._hold_s = hard_deadline_s + window_s
         self._grant_of = [0] * slots  # the newest grant of each slot; 0: none yet
+        self._worker_of = [""] * slots  # whom it went to
         self._free_at = [opens] * slots
         self._out: set[int] = set()  # slots whose request is out
         self._heap = [(opens, slot) for slot in range(slots)]  # may hold outdated entries
         self._waiting: deque[tuple[str, int]] = deque()
+        self._waiting_of: Counter[str] = Counter()
 
     @property
     def in_use(self) -> int:
@@ -56,9 +58,18 @@ class SlotPool:
         """Requests that wait for a slot."""
         return len(self._waiting)
 
+    def waiting_of(self, worker: str) -> int:
+        """Requests of one worker that wait for a slot."""
+        return self._waiting_of[worker]
+
+    def worker_of(self, slot: int) -> str | None:
+        """Whom the newest grant of a slot went to; None if there is no such slot or grant."""
+        return (self._worker_of[slot] or None) if 0 <= slot < len(self._worker_of) else None
+
     def request(self, worker: str, request: int) -> None:
         """A worker wants to send one request upstream."""
         self._waiting.append((worker, request))
+        self._waiting_of[worker] += 1
 
     def replied(self, slot: int, grant: int, now: float) -> bool:
         """The answer to a granted request came in, or its deadline passed. False if the slot has moved on."""
@@ -70,7 +81,8 @@ class SlotPool:
 
     def leave(self, worker: str) -> None:
         """A worker is gone: forget what it waits for. Slots it was granted stay held: the request may be out."""
-        self._waiting = deque(entry for entry in self._waiting if entry[0] != worker)
+        if self._waiting_of.pop(worker, 0):
+            self._waiting = deque(entry for entry in self._waiting if entry[0] != worker)
 
     def grant(self, now: float) -> list[SlotGranted]:
         """Give free slots to waiting requests, in order."""
@@ -78,16 +90,21 @@ class SlotPool:
         while self._waiting and self._heap and self._heap[0][0] <= now:
             free_at, slot = heapq.heappop(self._heap)
             if free_at == self._free_at[slot]:
-                grants.append(self._give(slot, *self._waiting.popleft(), now))
+                grants.append(self._give_next(slot, now))
         return grants
 
     def next_event(self) -> float | None:
         """When a slot may free itself, if somebody waits."""
         return self._heap[0][0] if self._waiting and self._heap else None
 
-    def _give(self, slot: int, worker: str, request: int, now: float) -> SlotGranted:
+    def _give_next(self, slot: int, now: float) -> SlotGranted:
+        worker, request = self._waiting.popleft()
+        self._waiting_of[worker] -= 1
+        if not self._waiting_of[worker]:
+            del self._waiting_of[worker]
         self.granted += 1
         self._grant_of[slot] = self.granted
+        self._worker_of[slot] = worker
         self._out.add(slot)
         self._schedule(slot, now + self._hold_s)
         return SlotGranted(worker, request, slot, self.granted)

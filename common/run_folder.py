@@ -48,6 +48,16 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """Trained samples, for reading by eye."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def dispositions(self) -> Path:
+        """What became of every prompt position."""
+        return self.path / "dispositions.jsonl"
+
+    @property
     def summary(self) -> Path:
         """The run in figures, written at the end."""
         return self.path / "summary.json"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common.config import Config, load_config, to_yaml
+from common.config import Config, load_config
 from common.run_folder import RunFolder
-from deploy import data_commands, doctor
-from deploy.errors import LaunchError, user_message
+from deploy import data_commands, doctor, fleet_commands, run_commands
+from deploy.errors import user_message
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if getattr(arguments, "parent", None):
         from deploy.roles import end_with_parent
 
-        end_with_parent(arguments.parent)
+        end_with_parent(arguments.parent, arguments.parent_grace)
     handler: Handler = arguments.handler
     try:
         return handler(arguments)
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Like `parse_args`, but overrides may also stand after options."""
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(_with_bare_resume(list(sys.argv[1:] if argv is None else argv)))
     strangers = [word for word in rest if word.startswith("-") or "=" not in word]
     if strangers or (rest and not hasattr(arguments, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(strangers or rest)}")
@@ -55,72 +56,33 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _with_bare_resume(words: list[str]) -> list[str]:
+    """The learner's `--resume` takes a word of its own only: argparse would take the config or an override too."""
+    if words[:1] != ["learner"]:
+        return words
+    following = [*words[1:], ""]
+    return [
+        f"{word}=must" if word == "--resume" and after not in ("must", "auto") else word
+        for word, after in zip(words, following, strict=True)
+    ]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="deepretrieval", description="Train LLM query rewriters by asynchronous RL against real search engines."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_train(commands)
+    run_commands.add_commands(commands)
     _add_roles(commands)
     _add_search_server(commands)
+    fleet_commands.add_commands(commands)
     data_commands.add_commands(commands)
     _add_report(commands)
     check = commands.add_parser("doctor", help="what is installed and configured, and what to do about what is not")
     doctor.add_arguments(check)
     check.set_defaults(handler=lambda arguments: doctor.run(deep=arguments.deep, as_json=arguments.json))
     return parser
-
-
-# ---------------------------------------------------------------------- train
-
-
-def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    train = commands.add_parser("train", help="everything for one run on this machine, with live progress")
-    _add_config(train)
-    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
-    train.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
-    train.set_defaults(handler=_train)
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    config = load_config(Path(arguments.config), arguments.overrides)
-    if arguments.dry_run:
-        print(to_yaml(config), end="")
-        return 0
-    from rich.console import Console
-
-    from actors.engine import choose_engine
-    from common.tasks.from_config import task_of
-    from common.tracking.wandb_tracker import resolve_mode
-    from deploy.assets import prepare_assets
-    from deploy.local import LocalRun
-
-    _check_values(lambda: task_of(config), lambda: resolve_mode(config.tracking.wandb))
-    engine = choose_engine(config.actor.engine)
-    console = Console()
-    console.print(f"Run [bold]{config.run.name}[/]: rollouts by [bold]{engine}[/]", highlight=False)
-    config = prepare_assets(config)
-    logging.getLogger().handlers = _launcher_log(config)
-    return asyncio.run(LocalRun(config, engine, arguments.resume, console).run())
-
-
-def _check_values(*checks: Callable[[], object]) -> None:
-    """Values only their owners can judge, judged before anything is started."""
-    for check in checks:
-        try:
-            check()
-        except ValueError as error:
-            raise LaunchError(str(error)) from None
-
-
-def _launcher_log(config: Config) -> list[logging.Handler]:
-    """The launcher's own log goes to a file: the terminal belongs to the progress display."""
-    folder = RunFolder(Path(config.run.root) / config.run.name)
-    folder.logs.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder.logs / "launcher.txt", mode="w")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    return [handler]
 
 
 # ---------------------------------------------------------------------- roles
@@ -139,17 +101,30 @@ def _add_roles(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     learner = commands.add_parser("learner", help="the learner of a run")
     _add_role_arguments(learner, connects=True)
     learner.add_argument("--host", default="127.0.0.1", help="address at which actors reach the weights")
-    learner.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    learner.add_argument(
+        "--resume",
+        nargs="?",
+        choices=["must", "auto"],
+        const="must",
+        default="no",
+        help="go on from the newest valid checkpoint; auto: begin anew where there is none (default: must)",
+    )
     learner.add_argument("--processes", type=int, default=1, help="FSDP2 ranks on this host (torchrun)")
     learner.set_defaults(handler=_learner)
 
 
 def _add_role_arguments(parser: argparse.ArgumentParser, connects: bool) -> None:
-    _add_config(parser)
+    run_commands.add_config(parser)
     parser.add_argument("--keys", type=Path, help="keys folder of the run; default: keys/ beside the config")
-    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    _add_parent(parser)
     if connects:
         parser.add_argument("--connect", required=True, metavar="tcp://HOST:PORT", help="the broker's address")
+
+
+def _add_parent(parser: argparse.ArgumentParser) -> None:
+    """For launchers: end when that process is gone, after so many seconds to tidy up."""
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--parent-grace", type=float, default=10.0, help=argparse.SUPPRESS)
 
 
 def _run_of(arguments: argparse.Namespace) -> tuple[Config, RunFolder, Path]:
@@ -183,22 +158,27 @@ def _rewarder(arguments: argparse.Namespace) -> int:
 
 
 def _learner(arguments: argparse.Namespace) -> int:
-    if arguments.processes > 1 and "WORLD_SIZE" not in os.environ:
-        return _torchrun(arguments)
-    from deploy.roles import run_learner_role
+    from deploy.roles import end_with_parent, run_learner_role
 
+    if arguments.processes > 1:
+        if "WORLD_SIZE" not in os.environ:
+            return _torchrun(arguments)
+        end_with_parent(os.getppid(), 0.0)  # a rank whose torchrun was killed must not train on
     config, folder, _ = _run_of(arguments)
     completed = run_learner_role(config, folder, arguments.connect, arguments.host, arguments.resume)
     return 0 if completed else 130
 
 
 def _torchrun(arguments: argparse.Namespace) -> int:
-    """Become torchrun with this same command on every rank."""
+    """Run this same command on every rank; SIGTERM and SIGINT reach all of them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.processes}"]
     command += ["-m", "deploy.cli", "learner", arguments.config, *arguments.overrides, "--connect", arguments.connect]
-    command += ["--host", arguments.host, *(["--resume"] if arguments.resume else [])]
+    command += ["--host", arguments.host, *([f"--resume={arguments.resume}"] if arguments.resume != "no" else [])]
     command += ["--processes", str(arguments.processes)]
-    os.execv(sys.executable, command)
+    torchrun = subprocess.Popen(command)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: torchrun.terminate())
+    return 0 if torchrun.wait() == 0 else 1
 
 
 # ---------------------------------------------------------------------- the rest
@@ -214,7 +194,9 @@ def _add_search_server(commands: argparse._SubParsersAction[argparse.ArgumentPar
     server.add_argument("--jitter-ms", type=float, default=0.0, help="random latency on top")
     server.add_argument("--quota", type=int, help="requests allowed per window; others get NCBI's 429")
     server.add_argument("--window", type=float, default=1.0, help="window of the quota in seconds")
-    server.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    server.add_argument("--fault-rate", type=float, default=0.0, help="share of requests that fail as they do at NCBI")
+    server.add_argument("--fault-seed", type=int, default=0, help="seed of the sequence of faults")
+    _add_parent(server)
     server.set_defaults(handler=_search_server)
 
 
@@ -232,6 +214,8 @@ def _search_server(arguments: argparse.Namespace) -> int:
             jitter_ms=arguments.jitter_ms,
             quota=arguments.quota,
             window_s=arguments.window,
+            fault_rate=arguments.fault_rate,
+            fault_seed=arguments.fault_seed,
         )
     )
     return 0
@@ -250,11 +234,6 @@ def _report(arguments: argparse.Namespace) -> int:
 
     print_report(write_report(arguments.run), Console())
     return 0
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. learner.steps=50")
 
 
 if __name__ == "__main__":

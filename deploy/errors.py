@@ -20,6 +20,7 @@ _USER_ERRORS = (
     "rewarders.servers.pubmed.app.SearchServerError",
     "actors.engine.EngineError",
     "learner.checkpoint.CheckpointError",
+    "learner.loop.SupersededError",
     "deploy.errors.LaunchError",
 )
 

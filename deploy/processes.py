@@ -1,4 +1,4 @@
-"""The processes of a run on this machine: started, watched, restarted, ended; none is ever left behind."""
+"""The process of a role: started, watched, ended with all its children; none is ever left behind."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from deploy.supervisor import Role
 
 # glibc gives large blocks back to the kernel and faults them in again at every step; keeping them makes small
 # models on a CPU train two to four times faster where page faults are dear (virtual machines).
@@ -19,86 +21,144 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     "MALLOC_TOP_PAD_": str(1 << 28),
 }
-RESTARTS_ALLOWED = 5
-RESTART_FORGIVEN_S = 300.0  # a role that ran so long before it died starts counting anew
+ERROR_PREFIX = "error: "  # of the one line a role leaves when it ends by an error the user can mend
+POLL_S = 0.02
+_TAIL_BYTES = 1 << 16  # of a log, where last words are looked for
+_WORDS_CHARACTERS = 1000
 
 
-@dataclass
-class RoleProcess:
-    """One process of a run and how it is (re)started."""
+@dataclass(frozen=True)
+class RoleSpec:
+    """How a role is started, on whatever machine.
+
+    Attributes:
+        arguments: of `deepretrieval`.
+        cpus, gpus: what it needs of a cluster; means nothing on this machine.
+        home: it has to run where the launcher runs, because others know its address.
+    """
 
     name: str
-    arguments: Sequence[str]
+    arguments: tuple[str, ...]
     log: Path
     environment: dict[str, str] = field(default_factory=dict)
-    process: asyncio.subprocess.Process | None = None
-    restarts: int = 0
-    started_at: float = 0.0
+    cpus: float = 1.0
+    gpus: float = 0.0
+    home: bool = False
 
-    async def start(self) -> None:
-        """Start it in a session of its own: Ctrl-C in the terminal reaches the launcher only."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.started_at = time.monotonic()
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "deploy.cli",
-                *self.arguments,
-                "--parent",
-                str(os.getpid()),
-                stdin=asyncio.subprocess.DEVNULL,
+
+class ChildProcess:
+    """One process at a time, in a session of its own: Ctrl-C in the terminal reaches the launcher only.
+
+    Args:
+        parent_grace_s: how long it may tidy up after this process was killed.
+    """
+
+    def __init__(self, spec: RoleSpec, parent_grace_s: float) -> None:
+        parent = ("--parent", str(os.getpid()), "--parent-grace", str(parent_grace_s))
+        self.command: tuple[str, ...] = (sys.executable, "-m", "deploy.cli", *spec.arguments, *parent)
+        self._spec = spec
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+        self._killed = False
+
+    def start(self) -> None:
+        """Start it; whatever an earlier one left running is ended first. Raises OSError."""
+        self.kill()
+        spec = self._spec
+        spec.log.parent.mkdir(parents=True, exist_ok=True)
+        self._log_start = spec.log.stat().st_size if spec.log.exists() else 0
+        with spec.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **spec.environment},
                 start_new_session=True,
             )
+        self._killed = False
 
     @property
-    def running(self) -> bool:
-        """Whether it has been started and has not ended."""
-        return self.process is not None and self.process.returncode is None
+    def pid(self) -> int | None:
+        """Of the newest process."""
+        return self._process.pid if self._process is not None else None
 
     @property
     def returncode(self) -> int | None:
-        """Exit status; None while it runs."""
-        return self.process.returncode if self.process is not None else None
+        """Exit status of the newest process; None while it runs or before the first."""
+        return self._process.poll() if self._process is not None else None
 
-    def may_restart(self) -> bool:
-        """Count a death; False after too many in a row."""
-        if time.monotonic() - self.started_at > RESTART_FORGIVEN_S:
-            self.restarts = 0
-        self.restarts += 1
-        return self.restarts <= RESTARTS_ALLOWED
-
-    def last_words(self) -> str:
-        """The last line of its log: the one-line error of a role that gave up."""
-        try:
-            lines = self.log.read_text(errors="replace").splitlines()
-        except OSError:
-            return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def signal(self, number: int) -> None:
-        """Send a signal to its whole process group."""
-        if self.process is not None and self.running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
+        """Send a signal to the process itself."""
+        if self._process is not None and self.running:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End its whole process group at once: engine processes and ranks too, even if it has ended itself."""
+        if self._process is None or (self._killed and not self.running):
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._killed = True  # once is enough: later, the number may be that of somebody else's group
+
+    def error(self) -> str:
+        """The error the user can mend that it ended by, without the prefix; "" where there is none."""
+        lines = (line for line in reversed(self._lines()) if line.startswith(ERROR_PREFIX))
+        return next(lines, "").removeprefix(ERROR_PREFIX)
+
+    def last_words(self) -> str:
+        """That error, or else the last line of its log since its start."""
+        return self.error() or next((line for line in reversed(self._lines()) if any(map(str.isalnum, line))), "")
+
+    def _lines(self) -> list[str]:
+        try:
+            with self._spec.log.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_start, size - _TAIL_BYTES))
+                lines = log.read().decode(errors="replace").splitlines()
+        except OSError:
+            return []
+        return [line.strip()[:_WORDS_CHARACTERS] for line in lines if line.strip()]
+
+
+class LocalRole(Role):
+    """A role whose process is a child of this one."""
+
+    def __init__(self, spec: RoleSpec, parent_grace_s: float = 10.0) -> None:
+        super().__init__(spec.name, spec.log)
+        self.child = ChildProcess(spec, parent_grace_s)
+
+    async def start(self) -> None:
+        self.child.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.child.returncode
+
+    @property
+    def running(self) -> bool:
+        return self.child.running
+
+    @property
+    def pid(self) -> int | None:
+        return self.child.pid
+
+    def error(self) -> str:
+        return self.child.error()
+
+    def last_words(self) -> str:
+        return self.child.last_words()
 
     async def stop(self, grace_s: float) -> None:
-        """SIGTERM, then SIGKILL after `grace_s` seconds; children of the process included."""
-        if self.process is None:
-            return
-        if self.running:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.terminate()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.process.wait(), grace_s)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        await self.process.wait()
-
-
-async def stop_all(processes: Sequence[RoleProcess], grace_s: float) -> None:
-    """End several processes at the same time."""
-    await asyncio.gather(*(process.stop(grace_s) for process in processes))
+        self.child.signal(signal.SIGTERM)
+        deadline = time.monotonic() + grace_s
+        while self.running and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_S)
+        self.child.kill()
+        while self.running:
+            await asyncio.sleep(POLL_S)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from common.broker.server import BrokerServer
 from common.broker.service import USE_GRANT_WITHIN_S, BrokerService, BrokerSettings
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # a role is imported only where it is started
     from rewarders.engines.pubmed import PubMedSettings
 
 logger = logging.getLogger(__name__)
+
+Resume = Literal["no", "must", "auto"]  # auto: from the newest valid checkpoint, or anew where there is none
 
 QUOTA_SLACK_S = 6.0  # connecting and scheduling, beyond the deadline of the request itself
 PARENT_CHECK_S = 0.5
@@ -44,17 +46,23 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def end_with_parent(parent: int) -> None:
+def end_with_parent(parent: int, grace_s: float) -> None:
     """End this process when `parent` is gone, so that a killed launcher leaves no role behind.
 
     A thread looks at the parent's id: prctl(PR_SET_PDEATHSIG) is Linux only and bound to the parent's thread.
+
+    Args:
+        grace_s: time to save and say goodbye; 0 where somebody else may take this role's place at once.
     """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(PARENT_CHECK_S)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10.0)
+        if grace_s > 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(grace_s)
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpid(), signal.SIGKILL)  # engine processes and ranks too
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
@@ -179,7 +187,7 @@ async def _actor(config: Config, keys: Path, endpoint: str, name: str) -> None:
     await run_actor(actor, engine, receiver, client)
 
 
-def run_learner_role(config: Config, folder: RunFolder, endpoint: str, host: str, resume: bool) -> bool:
+def run_learner_role(config: Config, folder: RunFolder, endpoint: str, host: str, resume: Resume) -> bool:
     """Run one rank of the learner; True where the run is complete."""
     from learner.main import run_learner
 

@@ -15,14 +15,18 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
 import msgspec
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -64,31 +68,55 @@ class _TrainerState(msgspec.Struct, forbid_unknown_fields=True):
     device_rng: list[bytes]  # one per rank, empty without a GPU
 
 
-def save_checkpoint(trainer: Trainer, directory: str | Path, blob: bytes, keep: int = 2) -> Path:
-    """Write the trainer's state and ``blob`` to ``directory``/step-N, N = ``trainer.steps``; keep the last ``keep``.
+@dataclass(frozen=True)
+class FrozenState:
+    """What a checkpoint will hold, copied at one moment; training may go on while it is written."""
 
-    All ranks call this together; only rank 0's blob is stored. The folder must be visible to all ranks.
+    tensors: dict[str, Tensor]
+    counters: _TrainerState
+    blob: bytes
+    leads: bool
+
+
+def freeze(trainer: Trainer, blob: bytes) -> FrozenState:
+    """Copy the trainer's state to CPU memory. All ranks call this together; only rank 0's blob is kept."""
+    tensors = BlockingAsyncStager().stage(trainer.named_tensors())
+    counters = _TrainerState(trainer.steps, trainer.updates, *_random_states(trainer.policy.device))
+    return FrozenState(tensors, counters, blob, trainer.leads)
+
+
+def save_checkpoint(trainer: Trainer, directory: str | Path, blob: bytes, keep: int = 2) -> Path:
+    """Freeze and write at once; see ``write_checkpoint``. `CheckpointWriter` does the same in the background."""
+    return write_checkpoint(freeze(trainer, blob), directory, keep)
+
+
+def write_checkpoint(
+    state: FrozenState, directory: str | Path, keep: int = 2, group: ProcessGroup | None = None
+) -> Path:
+    """Write ``state`` to ``directory``/step-N, N = the trainer's steps; keep the last ``keep`` checkpoints.
+
+    All ranks of ``group`` call this together. The folder must be visible to all ranks.
 
     Raises:
         CheckpointError: on every rank, if any could not write (the disk is full, no permission). Earlier
             checkpoints are untouched and nothing is left of this one.
     """
     folder = Path(directory)
-    temporary = folder / f".writing-step-{trainer.steps:08d}"
-    final = _new_name(folder, trainer.steps)
-    counters = _TrainerState(trainer.steps, trainer.updates, *_random_states(trainer.policy.device))
+    steps = state.counters.steps
+    temporary = folder / f".writing-step-{steps:08d}"
+    final = _new_name(folder, steps)
     try:
-        _together(lambda: _write_own_files(temporary, counters, blob) if trainer.leads else None)
+        _together(lambda: _write_own_files(temporary, state) if state.leads else None, group)
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-        save(trainer.named_tensors(), storage_writer=writer)
-        files = _gather_entries(_together(lambda: _hash_share(temporary)))
-        manifest = _Manifest(format=FORMAT, step=trainer.steps, files=files)
-        _together(lambda: _publish(temporary, final, manifest) if trainer.leads else None)
+        save(state.tensors, storage_writer=writer, process_group=group)
+        files = _gather_entries(_together(lambda: _hash_share(temporary), group), group)
+        manifest = _Manifest(format=FORMAT, step=steps, files=files)
+        _together(lambda: _publish(temporary, final, manifest) if state.leads else None, group)
     except (OSError, CheckpointException, CheckpointError) as error:
-        if trainer.leads:
+        if state.leads:
             shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(_explain(error, folder)) from None
-    if trainer.leads:
+    if state.leads:
         _prune(folder, keep)
     return final
 
@@ -157,11 +185,11 @@ def _require_valid(folder: Path) -> None:
         raise CheckpointError(f"checkpoint {folder} is incomplete: {error}") from None
 
 
-def _write_own_files(temporary: Path, counters: _TrainerState, blob: bytes) -> None:
+def _write_own_files(temporary: Path, state: FrozenState) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _write_synced(temporary / COUNTERS, msgspec.msgpack.encode(counters))
-    _write_synced(temporary / BLOB, blob)
+    _write_synced(temporary / COUNTERS, msgspec.msgpack.encode(state.counters))
+    _write_synced(temporary / BLOB, state.blob)
 
 
 def _write_synced(path: Path, payload: bytes) -> None:
@@ -186,9 +214,9 @@ def _hash_share(folder: Path) -> dict[str, _FileEntry]:
     return {name: _FileEntry((folder / name).stat().st_size, file_checksum(folder / name)) for name in mine}
 
 
-def _gather_entries(own: dict[str, _FileEntry]) -> dict[str, _FileEntry]:
+def _gather_entries(own: dict[str, _FileEntry], group: ProcessGroup | None) -> dict[str, _FileEntry]:
     entries: dict[str, _FileEntry] = {}
-    for payload in gather_bytes(msgspec.json.encode(own)):
+    for payload in gather_bytes(msgspec.json.encode(own), group):
         entries |= msgspec.json.decode(payload, type=dict[str, _FileEntry])
     return entries
 
@@ -206,7 +234,7 @@ def _prune(folder: Path, keep: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _together(action: Callable[[], _Result]) -> _Result:
+def _together(action: Callable[[], _Result], group: ProcessGroup | None = None) -> _Result:
     """Run ``action`` on every rank; if it fails on one, all raise, so that none waits for the others for ever."""
     failure: OSError | CheckpointError | None = None
     result: _Result | None = None
@@ -214,7 +242,7 @@ def _together(action: Callable[[], _Result]) -> _Result:
         result = action()
     except (OSError, CheckpointError) as error:
         failure = error
-    reports = gather_bytes(str(failure).encode() if failure else b"")
+    reports = gather_bytes(str(failure).encode() if failure else b"", group)
     if failure is not None:
         raise failure
     for rank, report in enumerate(reports):

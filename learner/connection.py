@@ -18,7 +18,7 @@ from common.transport.keys import RunKeys
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-TRAIN_CREDIT = 1 << 16  # what may be outstanding is bounded by admission, not by this
+TRAIN_CREDIT = 1024  # of groups on their way here; what may be outstanding is bounded by admission, not by this
 STATUS_EVERY_S = 1.0
 RESUBMIT_S = 1.0
 
@@ -28,24 +28,34 @@ class LearnerConnection:
 
     Args:
         incarnation: of this learner; larger than that of any earlier one.
+        timeout_s: how long to wait for the broker.
+
+    Raises:
+        BrokerUnreachableError: no broker, wrong keys, or a newer learner leads the run (`superseded` is set then).
     """
 
-    def __init__(self, endpoint: str, keys: RunKeys, incarnation: int) -> None:
+    def __init__(self, endpoint: str, keys: RunKeys, incarnation: int, timeout_s: float = 30.0) -> None:
         self.groups: queue.Queue[m.ScoredGroup] = queue.Queue()
         self.fleet: m.StatusReply | None = None
-        self.new_broker = threading.Event()  # its queues are empty: submit the outstanding tickets again
+        self.superseded = threading.Event()  # a newer learner leads this run
         self.incarnation = incarnation
+        self._open: dict[int, m.Ticket] = {}  # submitted and not answered; touched in the thread only
         self._loop = asyncio.new_event_loop()
         self._client: BrokerClient | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="learner-connection", daemon=True)
         self._thread.start()
-        self._await(self._start(endpoint, keys), timeout_s=60)
+        self._await(self._start(endpoint, keys, timeout_s), timeout_s=2 * timeout_s)
 
     def submit(self, tickets: list[m.Ticket]) -> None:
-        """Offer tickets for generation."""
+        """Offer tickets for generation. Each is answered by one group, whatever becomes of the broker."""
+
+        def offer(client: BrokerClient) -> None:
+            self._open.update({ticket.ticket_id: ticket for ticket in tickets})
+            client.submit(tickets)
+
         if tickets:
-            self._call(lambda client: client.submit(tickets))
+            self._call(offer)
 
     def announce(self, state: m.RunState) -> None:
         """Tell everybody of a new run state."""
@@ -76,10 +86,12 @@ class LearnerConnection:
     def _await(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
-    async def _start(self, endpoint: str, keys: RunKeys) -> None:
-        client = BrokerClient(endpoint, keys, "learner", "learner", self.incarnation, self._connected)
+    async def _start(self, endpoint: str, keys: RunKeys, timeout_s: float) -> None:
+        # The name holds the incarnation: a learner that wakes up after its successor has started is no known peer.
+        name = f"learner-{self.incarnation}"
+        client = BrokerClient(endpoint, keys, "learner", name, self.incarnation, self._connected, self.superseded.set)
         self._client = client
-        await client.start()
+        await client.start(timeout_s)
         client.serve("train", TRAIN_CREDIT)
         loops = (self._receive(client), self._watch_fleet(client), self._resubmit_refused(client))
         self._tasks = [asyncio.create_task(loop) for loop in loops]
@@ -92,21 +104,26 @@ class LearnerConnection:
         await self._client.close()
 
     def _connected(self) -> None:
-        assert self._client is not None
-        if self._client.state is not None:  # this broker is not the first: it knows neither state nor tickets
-            self._client.announce(self._client.state)
-            self.new_broker.set()
+        client = self._client
+        assert client is not None
+        if client.state is not None:  # not the first contact: this broker may know neither state nor tickets
+            logger.info("the broker is back: submitting %d open tickets again", len(self._open))
+            client.announce(client.state)
+            client.submit(list(self._open.values()))
 
     async def _receive(self, client: BrokerClient) -> None:
         while True:
             assignment = await client.assignments.get()
+            if not client.holds(assignment):
+                continue  # of an earlier time of the broker's: it comes again if it still counts
             try:
                 group = m.decode_scored_group(assignment.payload)
             except m.MessageError as error:
                 logger.error("a group could not be read, it will be delivered again: %s", error)
                 client.release(assignment, RESUBMIT_S, str(error))
                 continue
-            self.groups.put(group)
+            if self._open.pop(group.ticket.ticket_id, None) is not None:  # else it was delivered before
+                self.groups.put(group)
             client.complete(assignment)
 
     async def _watch_fleet(self, client: BrokerClient) -> None:
@@ -120,4 +137,4 @@ class LearnerConnection:
             refused = await client.refused.get()
             logger.warning("the broker's queue is full: %d tickets wait", len(refused))
             await asyncio.sleep(RESUBMIT_S)
-            self.new_broker.set()  # submitting everything outstanding again is idempotent
+            client.submit([self._open[ticket_id] for ticket_id in refused if ticket_id in self._open])

@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from learner.batch import TrainSample, decode_samples, encode_samples, partition
@@ -56,8 +56,16 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def broadcast_bytes(payload: bytes | None) -> bytes:
-    """Rank 0's ``payload`` on every rank; the other ranks pass None. All ranks call this together.
+def background_group() -> ProcessGroup:
+    """A group of all ranks for a thread of its own, whose collectives then never meet those of training.
+
+    All ranks call this together.
+    """
+    return dist.new_group(backend="gloo", timeout=DEFAULT_TIMEOUT)
+
+
+def broadcast_bytes(payload: bytes | None, group: ProcessGroup | None = None) -> bytes:
+    """Rank 0's ``payload`` on every rank; the other ranks pass None. All ranks of ``group`` call this together.
 
     Raises:
         ValueError: rank 0 passed None.
@@ -68,24 +76,24 @@ def broadcast_bytes(payload: bytes | None) -> bytes:
     if dist.get_world_size() == 1:
         return payload or b""
     size = torch.tensor([len(payload or b"")])
-    dist.broadcast(size, src=0)
+    dist.broadcast(size, src=0, group=group)
     buffer = _as_tensor(payload or b"") if leads else torch.empty(int(size), dtype=torch.uint8)
     if buffer.numel():
-        dist.broadcast(buffer, src=0)
+        dist.broadcast(buffer, src=0, group=group)
     return payload if leads and payload is not None else buffer.numpy().tobytes()
 
 
-def gather_bytes(payload: bytes) -> list[bytes]:
-    """Every rank's ``payload``, in rank order, on every rank. All ranks call this together."""
+def gather_bytes(payload: bytes, group: ProcessGroup | None = None) -> list[bytes]:
+    """Every rank's ``payload``, in rank order, on every rank. All ranks of ``group`` call this together."""
     if dist.get_world_size() == 1:
         return [payload]
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(payload)]))
+    dist.all_gather(sizes, torch.tensor([len(payload)]), group=group)
     width = max(int(size) for size in sizes)
     padded = torch.zeros(max(width, 1), dtype=torch.uint8)
     padded[: len(payload)] = _as_tensor(payload)
     buffers = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(buffers, padded)
+    dist.all_gather(buffers, padded, group=group)
     return [buffer[: int(size)].numpy().tobytes() for buffer, size in zip(buffers, sizes, strict=True)]
 
 

@@ -80,6 +80,17 @@ class TicketLedger:
 
     # ------------------------------------------------------------------ groups
 
+    def hold(self, position: int, oldest_version: int) -> None:
+        """A group that had arrived before a restart and was kept in the checkpoint: it is not generated again.
+
+        Raises:
+            ValueError: its ticket is not open in the state this ledger started from.
+        """
+        if position not in self._unissued:
+            raise ValueError(f"group {position} is kept in the checkpoint, but its ticket is not outstanding")
+        self._unissued.remove(position)
+        self._outstanding[position] = _Outstanding(oldest_version, arrived=True)
+
     def is_expected(self, position: int) -> bool:
         """Whether a group for this ticket would be new: outstanding and not here yet."""
         entry = self._outstanding.get(position)
@@ -142,7 +153,7 @@ class TicketLedger:
         return {"issued": self._cursor, "outstanding": open_tickets, "trained": trained, **aside}
 
     def state(self) -> LedgerState:
-        """What a checkpoint must hold. Groups here but not trained count as outstanding."""
+        """What a checkpoint must hold. Groups here but not trained count as outstanding (see `hold`)."""
         rules = {rule: sorted(ids) for rule, ids in self._set_aside.items()}
         return LedgerState(self._cursor, sorted([*self._outstanding, *self._unissued]), rules)
 

@@ -12,7 +12,6 @@ import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 import torch
@@ -22,6 +21,7 @@ from common.config import Config
 from common.data.beir import QueryRow
 from common.run_folder import RunFolder
 from common.tasks import Task
+from common.tracking.dispositions_log import TRAINED
 from common.tracking.heldout import write_heldout
 from common.tracking.tracker import Tracker
 from learner.batch import TrainSample
@@ -42,11 +42,24 @@ ZERO_VARIANCE = "zero_variance"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class LearnerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The loop's part of a checkpoint."""
+class SupersededError(RuntimeError):
+    """A newer learner leads this run; this one must not write anything any more."""
 
+
+class LearnerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The loop's part of a checkpoint.
+
+    Attributes:
+        incarnation: of the learner that wrote it; its successor's is larger.
+        groups: scored groups that had arrived and were not trained yet (`encode_scored_group`).
+        dispositions: lines of dispositions.jsonl.
+    """
+
+    incarnation: int
     version: int
     ledger: LedgerState
+    groups: list[list[bytes]]
+    dispositions: int
     evaluations: int
     totals: dict[str, float]
 
@@ -116,8 +129,8 @@ class LearnerLoop:
         self.totals = Totals(**resumed.totals) if resumed else Totals()
         self._evaluations = resumed.evaluations if resumed else 0
         self._evaluation: Evaluation | None = None
-        self._tickets: dict[int, m.Ticket] = {}  # out, and not answered yet
         self._groups: dict[int, m.ScoredGroup] = {}  # here, and not trained yet
+        self._hold_saved_groups(resumed.groups if resumed else [])
         self._filtered = 0
         quota = config.search.quota
         self._fleet = FleetFigures(quota.requests / quota.window_s if quota else None)
@@ -132,17 +145,29 @@ class LearnerLoop:
             CheckpointError, OSError: the disk refused; earlier checkpoints are untouched.
         """
         self._publish()
-        if self._p.resumed is None and not self._evaluate_to_the_end("start"):
-            return False
+        completed = self._train_to_the_end()
+        self._p.team.finish_saving()
+        if completed:
+            self._finish()
+        return completed
+
+    def _train_to_the_end(self) -> bool:
+        if self._p.resumed is None:
+            if not self._evaluate_to_the_end("start"):
+                return False
+            self._checkpoint()  # a learner killed before the first regular one need not evaluate again
         while self.version < self._learner.steps:
             if not self._one_step():
                 self._checkpoint()
                 return False
         self._checkpoint()
-        if not self._evaluate_to_the_end("trained"):
-            return False
-        self._finish()
-        return True
+        return self._evaluate_to_the_end("trained")
+
+    def _hold_saved_groups(self, saved: list[list[bytes]]) -> None:
+        for frames in saved:
+            group = m.decode_scored_group(frames)
+            self.ledger.hold(group.ticket.ticket_id, group.rollout.header.oldest_version)
+            self._groups[group.ticket.ticket_id] = group
 
     def _one_step(self) -> bool:
         began = time.monotonic()
@@ -183,7 +208,6 @@ class LearnerLoop:
         tickets = [
             self._p.prompts.ticket(position, self.version) for position in self.ledger.issue(count, self.version)
         ]
-        self._tickets.update({ticket.ticket_id: ticket for ticket in tickets})
         self._p.connection.submit(tickets)
 
     def _next_batch(self) -> list[m.ScoredGroup] | None:
@@ -206,20 +230,14 @@ class LearnerLoop:
 
     def _receive(self) -> None:
         """Take what has come in, waiting a moment for the first."""
-        if self._p.connection.new_broker.is_set():
-            self._p.connection.new_broker.clear()
-            self._resubmit()
+        if self._p.connection.superseded.is_set():
+            raise SupersededError("a newer learner leads this run: this one ends without a checkpoint")
         try:
             self._take(self._p.connection.groups.get(timeout=WAIT_S))
             while True:
                 self._take(self._p.connection.groups.get_nowait())
         except queue.Empty:
             return
-
-    def _resubmit(self) -> None:
-        evaluation = self._evaluation.tickets() if self._evaluation else []
-        logger.info("submitting %d outstanding tickets again", len(self._tickets) + len(evaluation))
-        self._p.connection.submit([*evaluation, *self._tickets.values()])
 
     def _take(self, group: m.ScoredGroup) -> None:
         if group.ticket.kind == "eval":
@@ -232,12 +250,12 @@ class LearnerLoop:
         if not self.ledger.arrive(position, oldest):
             self.totals.dropped_stale += 1
             logger.error("group %d was generated with version %d, too old: generating it again", position, oldest)
-            self._p.connection.submit([self._tickets[position]])
+            self._p.connection.submit([group.ticket])
             return
-        del self._tickets[position]
         if self._p.config.algorithm.filter_zero_variance and is_zero_variance(group):
             self._filtered += 1
             self.ledger.set_aside(position, ZERO_VARIANCE)
+            self._p.tracker.disposition(position, group.ticket.prompt_id, ZERO_VARIANCE, self.version)
         else:
             self._groups[position] = group
 
@@ -292,6 +310,8 @@ class LearnerLoop:
     # ------------------------------------------------------------------ records
 
     def _account(self, groups: list[m.ScoredGroup], step: _Step, step_s: float) -> None:
+        for group in groups:
+            self._p.tracker.disposition(group.ticket.ticket_id, group.ticket.prompt_id, TRAINED, self.version - 1)
         samples = sum(len(group.scores.scores) for group in groups)
         self.totals.trained_samples += samples
         self.totals.trained_tokens += step.figures["tokens"]
@@ -337,6 +357,8 @@ class LearnerLoop:
             self._p.tracker.sample(
                 self.version,
                 version=self.version - 1,
+                ticket=group.ticket.ticket_id,
+                oldest_version=min((span.version for span in header.spans), default=self.version - 1),
                 prompt_id=group.ticket.prompt_id,
                 request=group.ticket.reference["text"],
                 text=header.text,
@@ -345,13 +367,22 @@ class LearnerLoop:
                 recall=score.metrics.get(self._p.task.metric),
             )
 
-    def _checkpoint(self) -> Path:
-        totals = {name: float(value) for name, value in vars(self.totals).items()}
-        state = LearnerState(self.version, self.ledger.state(), self._evaluations, totals)
+    def _checkpoint(self) -> None:
+        """Begin to write the state of this moment; a later one waits for it."""
         self._p.tracker.sync()
-        path = self._p.team.save(msgspec.msgpack.encode(state))
-        logger.info("checkpoint %s", path)
-        return path
+        self._p.team.save(msgspec.msgpack.encode(self._state()))
+
+    def _state(self) -> LearnerState:
+        groups = [[bytes(frame) for frame in m.encode_scored_group(group)] for group in self._groups.values()]
+        return LearnerState(
+            incarnation=self._p.connection.incarnation,
+            version=self.version,
+            ledger=self.ledger.state(),
+            groups=groups,
+            dispositions=self._p.tracker.dispositions,
+            evaluations=self._evaluations,
+            totals={name: float(value) for name, value in vars(self.totals).items()},
+        )
 
     def _finish(self) -> None:
         self._p.tracker.finish({"steps": self.version, **self.totals.summary(), "ledger": self.ledger.audit()})

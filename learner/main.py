@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import torch
@@ -29,18 +30,22 @@ from learner.weight_server import WeightServer
 
 logger = logging.getLogger(__name__)
 
+Resume = Literal["no", "must", "auto"]
+
 
 def run_learner(
-    config: Config, folder: RunFolder, endpoint: str, host: str, resume: bool, stop_requested: Callable[[], bool]
+    config: Config, folder: RunFolder, endpoint: str, host: str, resume: Resume, stop_requested: Callable[[], bool]
 ) -> bool:
     """Run one rank to its end; True where the run is complete, False where it was asked to stop.
 
     Args:
         endpoint: the broker's.
         host: address at which actors reach this rank's weight server.
-        resume: go on from the newest valid checkpoint in `folder`.
+        resume: whether to go on from the newest valid checkpoint in `folder`; `auto` begins anew where there is
+            none.
 
     Raises:
+        SupersededError: a newer learner leads this run.
         CheckpointError: nothing to resume from, or the disk refused.
         DataError, FileNotFoundError: corpus or model cannot be read.
     """
@@ -49,7 +54,7 @@ def run_learner(
     try:
         assert config.model.path is not None, "the launcher resolves model.path"
         trainer = Trainer(trainer_settings(config), config.model.path, mesh)
-        blob = _restore(trainer, folder) if resume else None
+        blob = _restore(trainer, folder, resume)
         team = Team(trainer, folder.checkpoints, config.learner.keep_checkpoints)
         if not trainer.leads:
             team.follow()
@@ -91,12 +96,14 @@ def trainer_settings(config: Config) -> TrainerSettings:
     )
 
 
-def _restore(trainer: Trainer, folder: RunFolder) -> bytes:
-    checkpoint = latest_valid(folder.checkpoints)
+def _restore(trainer: Trainer, folder: RunFolder, resume: Resume) -> bytes | None:
+    checkpoint = None if resume == "no" else latest_valid(folder.checkpoints)
     if checkpoint is None:
-        raise CheckpointError(
-            f"nothing to resume: {folder.checkpoints} holds no valid checkpoint; start without --resume"
-        )
+        if resume == "must":
+            raise CheckpointError(
+                f"nothing to resume: {folder.checkpoints} holds no valid checkpoint; start without --resume"
+            )
+        return None
     logger.info("resuming from %s", checkpoint)
     return load_checkpoint(trainer, checkpoint)
 
@@ -124,9 +131,11 @@ def _lead(
         project=config.tracking.project,
         entity=config.tracking.entity,
         resume_step=resumed.version if resumed else None,
+        resume_dispositions=resumed.dispositions if resumed else 0,
     )
     weights = WeightServer(folder.weights, keys, host)
-    connection = LearnerConnection(endpoint, keys, incarnation=time.time_ns() // 1_000_000)
+    incarnation = max(time.time_ns() // 1_000_000, resumed.incarnation + 1 if resumed else 0)  # clocks may go back
+    connection = LearnerConnection(endpoint, keys, incarnation)
     parts = LearnerParts(
         config=config,
         folder=folder,
@@ -153,11 +162,14 @@ def _lead(
 
 def _train_sampling(config: Config) -> m.Sampling:
     sampling = config.sampling
+    reproducible = sampling.reproducible
+    if reproducible is None:
+        # Seeded generation costs the engine a little; only the synchronous algorithm can repeat itself anyway.
+        reproducible = config.learner.max_staleness == 0
     return m.Sampling(
         samples=sampling.group_size,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         max_tokens=sampling.max_tokens,
-        # Seeded generation costs the engine a little; only the synchronous algorithm can repeat itself anyway.
-        seed=config.run.seed if config.learner.max_staleness == 0 else None,
+        seed=config.run.seed if reproducible else None,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from learner.batch import TrainSample
-from learner.checkpoint import save_checkpoint
+from learner.checkpoint_writer import CheckpointWriter
 from learner.distributed import broadcast_bytes
 from learner.trainer import Trainer
 
@@ -22,8 +22,7 @@ class Team:
 
     def __init__(self, trainer: Trainer, checkpoints: Path, keep: int) -> None:
         self.trainer = trainer
-        self._checkpoints = checkpoints
-        self._keep = keep
+        self._writer = CheckpointWriter(trainer, checkpoints, keep)
 
     def step(self, samples: Sequence[TrainSample]) -> dict[str, float]:
         """One policy update; see `Trainer.step`."""
@@ -35,14 +34,20 @@ class Team:
         broadcast_bytes(b"state")
         return self.trainer.full_state_dict()
 
-    def save(self, blob: bytes) -> Path:
-        """Write a checkpoint; see `learner.checkpoint.save_checkpoint`."""
+    def save(self, blob: bytes) -> None:
+        """Begin to write a checkpoint; see `CheckpointWriter.save`."""
         broadcast_bytes(b"save")
-        return save_checkpoint(self.trainer, self._checkpoints, blob, self._keep)
+        self._writer.save(blob)
+
+    def finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written; see `CheckpointWriter.wait`."""
+        broadcast_bytes(b"wait")
+        self._writer.wait()
 
     def dismiss(self) -> None:
         """Let the other ranks end."""
         broadcast_bytes(b"end")
+        self._writer.close()
 
     def follow(self) -> None:
         """What every other rank does until it is dismissed.
@@ -57,8 +62,11 @@ class Team:
                 case b"state":
                     self.trainer.full_state_dict()
                 case b"save":
-                    save_checkpoint(self.trainer, self._checkpoints, b"", self._keep)
+                    self._writer.save(b"")
+                case b"wait":
+                    self._writer.wait()
                 case b"end":
+                    self._writer.close()
                     return
                 case word:
                     raise RuntimeError(f"rank 0 announced {word!r}: all ranks must run the same version")

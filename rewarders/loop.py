@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -78,15 +79,19 @@ class Rewarder:
             assignment = await self._client.assignments.get()
             task = asyncio.create_task(self._score(assignment))
             self._tasks.add(task)
-            task.add_done_callback(self._score_ended)
+            task.add_done_callback(partial(self._score_ended, assignment))
 
-    def _score_ended(self, task: asyncio.Task[None]) -> None:
+    def _score_ended(self, assignment: Assignment, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a group could not be scored; its lease will run out: %r", error)
+        if self._client.holds(assignment):  # it failed or was cancelled: others must get it
+            reason = "cancelled" if task.cancelled() else repr(task.exception())
+            logger.error("group %d is given back: %s", assignment.lease.item, reason)
+            self._client.release(assignment, RELEASE_DELAY_S, reason)
         self._report()
 
     async def _score(self, assignment: Assignment) -> None:
+        if not self._client.holds(assignment):
+            return  # no quota is spent on what would be late
         started = time.monotonic()
         ticket: m.Ticket = m.decode(assignment.payload[0], m.Ticket)
         header: m.RolloutHeader = m.decode(assignment.payload[1], m.RolloutHeader)

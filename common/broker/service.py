@@ -8,20 +8,30 @@ Payload of an item, by stage:
 * `score`:   ticket, rollout header, three array frames.    A rewarder is sent ticket and header only.
 * `train`:   ticket, header, three arrays, scores.          The learner is sent all of it.
 
-`handle` and `tick` return the messages to send. A stage grants only while the stage after it has room for the
-results, so backpressure reaches the actors and nothing that was generated has to be thrown away. The broker
-keeps no durable state: after a restart the learner submits its outstanding tickets again, and results under the
-old broker's leases are late.
+`handle` returns the answers to one message, `tick` what is due after several: work, slots, statuses. A stage grants
+only while the stage after it has room for the results, so backpressure reaches the actors and nothing that was
+generated has to be thrown away. The broker keeps no durable state: after a restart the learner submits its outstanding
+tickets again, and results under the old broker's leases are late.
+
+What a peer can be sent without reading any of it: leases up to its credit, never more than `MAX_CREDIT` per stage;
+slots of the quota up to `MAX_SLOT_REQUESTS`; one answer per message it sends; one `StateUpdate` per version. The socket
+bounds the sum: a peer whose pipe is full is `unreachable` and forgotten.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from common import messages as m
+from common.broker.conduct import Conduct
 from common.quota import SlotPool
 from common.stages import Offer, Stage
+
+logger = logging.getLogger(__name__)
 
 Frames = list[bytes | memoryview]
 
@@ -29,9 +39,15 @@ NEXT_STAGE: dict[m.StageName, m.StageName | None] = {"rollout": "score", "score"
 CONSUMER: dict[m.StageName, m.Role] = {"rollout": "actor", "score": "rewarder", "train": "learner"}
 FRAMES_SENT: dict[m.StageName, int | None] = {"rollout": None, "score": 2, "train": None}
 
+LEASES_PER_MS = 1 << 11  # 2**53, the bound of a number on the wire, is reached in the year 2109
+MAX_CREDIT = 1024  # leases of one stage in one peer's hands, whatever it declares
+MAX_SLOT_REQUESTS = 4096  # of one peer, waiting
+MAX_PEERS = 4096  # peers remembered, well-behaved or not; the longest silent is forgotten first
+STATUS_EVERY_S = 0.05  # requests for the status that come closer together are answered together
+USE_GRANT_WITHIN_S = 0.5  # a granted slot that its worker did not use by then must not be used any more
 
-@dataclass(frozen=True)
-class Outgoing:
+
+class Outgoing(NamedTuple):
     """One message to one peer."""
 
     peer: str
@@ -39,17 +55,28 @@ class Outgoing:
     payload: m.Payload = ()
 
 
-@dataclass
+class Work(NamedTuple):
+    """What an item carries: its frames, and the number of samples that every result of it must have."""
+
+    frames: Frames
+    samples: int
+
+
+@dataclass(slots=True)
 class _Peer:
     role: m.Role
     last_seen: float
     status: m.PeerStatus = field(default_factory=m.PeerStatus)
-    bad_frames: int = 0
 
 
 @dataclass(frozen=True)
 class BrokerSettings:
-    """Bounds and times of a broker. `quota` is (requests, window in s, hard deadline in s) or None."""
+    """Bounds and times of a broker. `quota` is (requests, window in s, hard deadline in s) or None.
+
+    `epoch` tells brokers of one run apart: the time of its start in milliseconds since 1970. A client's queued answers
+    to an earlier broker can reach this one, so the lease numbers of two brokers must not meet: they count up from
+    `epoch * LEASES_PER_MS`, which this broker would have to exceed for its whole life to meet its successor's.
+    """
 
     epoch: int
     lease_s: float = 60.0
@@ -58,6 +85,12 @@ class BrokerSettings:
     queue_bytes: int = 2 << 30
     quota: tuple[int, float, float] | None = None
     bad_frames_allowed: int = 8
+    ban_s: float = 60.0
+
+    @property
+    def first_lease(self) -> int:
+        """The number of this broker's first lease."""
+        return self.epoch * LEASES_PER_MS + 1
 
 
 class BrokerService:
@@ -65,70 +98,113 @@ class BrokerService:
 
     def __init__(self, settings: BrokerSettings, now: float) -> None:
         self.settings = settings
-        self.stages: dict[m.StageName, Stage[Frames]] = {
-            name: Stage(name, settings.lease_s, settings.queue_items, settings.queue_bytes) for name in NEXT_STAGE
+        self.stages: dict[m.StageName, Stage[Work]] = {
+            name: Stage(name, settings.lease_s, settings.queue_items, settings.queue_bytes, settings.first_lease)
+            for name in NEXT_STAGE
         }
         self.slots = SlotPool(*settings.quota, now=now) if settings.quota else None
         self.state: m.RunState | None = None
+        self.conduct = Conduct(settings.bad_frames_allowed, settings.ban_s, settings.heartbeat_s, MAX_PEERS)
+        self.handled_messages = 0
         self.rejected_frames = 0
-        self._peers: dict[str, _Peer] = {}
+        self._peers: OrderedDict[str, _Peer] = OrderedDict()  # the longest silent first
+        self._status_wanted: dict[str, None] = {}
+        self._status_due = self._ban_logged_at = float("-inf")
 
     # ------------------------------------------------------------------ entry points
 
     def handle(self, peer: str, role: m.Role, message: m.ToBroker, payload: m.Payload, now: float) -> list[Outgoing]:
         """Apply one decoded message of an authenticated peer (`role` is what its key was made for)."""
+        self.handled_messages += 1
         known = self._peers.get(peer)
-        if isinstance(message, m.Hello):
-            return self._hello(peer, role, message, now)
-        if known is None:
-            return [Outgoing(peer, m.Who())]
-        known.last_seen = now
         try:
-            replies = self._dispatch(peer, known, message, payload, now)
+            if known is not None and known.role != role:
+                raise m.MessageError(f"the name {peer!r} belongs to a {known.role}")
+            if payload and not isinstance(message, m.Complete | m.Submit):
+                raise m.MessageError(f"{type(message).__name__} has no payload, this one has {len(payload)} frames")
+            if isinstance(message, m.Hello):
+                return self._hello(peer, role, message, now)
+            if known is None:
+                return [Outgoing(peer, m.Who())] if self.conduct.may_ask((role, peer), now) else []
+            known.last_seen = now
+            self._peers.move_to_end(peer)
+            return self._dispatch(peer, known, message, payload, now)
         except m.MessageError as error:
-            return self.protest(peer, str(error))
-        return replies + self._assign(now)
+            return self.bad_frame(peer, role, str(error), now)
+
+    def banned(self, peer: str, role: m.Role, now: float) -> bool:
+        """Whether a message of this peer is to be dropped unread."""
+        return self.conduct.banned((role, peer), now)
+
+    def bad_frame(self, peer: str, role: m.Role, reason: str, now: float) -> list[Outgoing]:
+        """A bad message of an authenticated peer: count it, and after a few do not listen to the peer for a while."""
+        self.rejected_frames += 1
+        source = (role, peer)
+        if self.conduct.bad_frame(source, now):
+            self._log_ban(source, reason, now)
+            known = self._peers.get(peer)
+            if known is not None and known.role == role:
+                self._forget(peer)
+        return [Outgoing(peer, m.Protest(reason[:1000]))] if self.conduct.may_protest(source) else []
+
+    def _log_ban(self, source: tuple[m.Role, str], reason: str, now: float) -> None:
+        if now - self._ban_logged_at >= 1.0:  # an attacker under many names must not fill the disk
+            self._ban_logged_at = now
+            logger.warning(
+                "%s %r sent bad frames and is ignored for %g s (ban %d): %s",
+                *source,
+                self.settings.ban_s,
+                self.conduct.bans,
+                reason[:200],
+            )
+
+    def unreachable(self, peer: str) -> None:
+        """Nothing can be sent to a peer: it is gone, or it does not read. Its work goes to others."""
+        self._forget(peer)
 
     def tick(self, now: float) -> list[Outgoing]:
-        """Time has passed: leases expire, slots free themselves, silent peers are forgotten."""
+        """What is due: leases expire, silent peers are forgotten, work, slots and statuses go out.
+
+        To be called after every few messages, and when `next_event` has come.
+        """
         for stage in self.stages.values():
             stage.expire(now)
-        for peer, known in list(self._peers.items()):
-            if now - known.last_seen > 2 * self.settings.lease_s:
-                self._forget(peer)
-        return self._assign(now)
+        while self._peers:
+            peer, known = next(iter(self._peers.items()))
+            if now - known.last_seen <= self.settings.lease_s:
+                break
+            self._forget(peer)  # all it held has expired: give it nothing more before it is heard of again
+        return [*self._assign(now), *self._grant_slots(now), *self._answer_status(now)]
 
     def next_event(self) -> float | None:
-        """When `tick` has something to do at the latest."""
+        """When `tick` has something to do by itself, apart from forgetting silent peers, which is not urgent."""
         sources = [stage.next_event() for stage in self.stages.values()]
         if self.slots is not None:
             sources.append(self.slots.next_event())
+        if self._status_wanted:
+            sources.append(self._status_due)
         return min((time for time in sources if time is not None), default=None)
 
-    def protest(self, peer: str, reason: str) -> list[Outgoing]:
-        """A bad frame of an authenticated peer: count it, and drop the peer after a few."""
-        self.rejected_frames += 1
-        known = self._peers.get(peer)
-        if known is not None:
-            known.bad_frames += 1
-            if known.bad_frames > self.settings.bad_frames_allowed:
-                self._forget(peer)
-        return [Outgoing(peer, m.Protest(reason[:1000]))]
-
-    # ------------------------------------------------------------------ messages
+    # ------------------------------------------------------------------ peers
 
     def _hello(self, peer: str, role: m.Role, message: m.Hello, now: float) -> list[Outgoing]:
         if message.role != role:
-            return self.protest(peer, f"a key of role {role!r} cannot act as {message.role!r}")
+            raise m.MessageError(f"a key of role {role!r} cannot act as {message.role!r}")
+        state = self.state
+        if role == "learner" and state is not None and message.incarnation < state.incarnation:
+            # Not admitted: two learners would clear each other's work for ever.
+            return [Outgoing(peer, m.Superseded(state.incarnation))]
         self._forget(peer)
         self._peers[peer] = _Peer(role, now)
-        outgoing: list[Outgoing] = []
+        if len(self._peers) > MAX_PEERS:
+            self._forget(next(iter(self._peers)))
+        updates: list[Outgoing] = []
         if role == "learner":
             for other in [name for name, known in self._peers.items() if known.role == "learner" and name != peer]:
                 self._forget(other)
-            if self.state is None or self.state.incarnation != message.incarnation:
-                outgoing = self._new_learner(message.incarnation)
-        return [Outgoing(peer, m.Welcome(self.settings.epoch, self.settings.heartbeat_s, self.state)), *outgoing]
+            if state is None or state.incarnation != message.incarnation:
+                updates = self._new_learner(message.incarnation)
+        return [Outgoing(peer, m.Welcome(self.settings.epoch, self.settings.heartbeat_s, self.state)), *updates]
 
     def _new_learner(self, incarnation: int) -> list[Outgoing]:
         """Work for an earlier learner is void: its tickets are submitted again by the new one."""
@@ -137,39 +213,51 @@ class BrokerService:
         return self._set_state(m.RunState(incarnation=incarnation, version=0))
 
     def _set_state(self, state: m.RunState) -> list[Outgoing]:
+        if state == self.state:
+            return []
         self.state = state
         return [Outgoing(peer, m.StateUpdate(state)) for peer in self._peers]
 
+    def _forget(self, peer: str) -> None:
+        if self._peers.pop(peer, None) is None:
+            return
+        self._status_wanted.pop(peer, None)
+        for stage in self.stages.values():
+            stage.leave(peer)
+        if self.slots is not None:
+            self.slots.leave(peer)
+
+    # ------------------------------------------------------------------ messages
+
     def _dispatch(self, peer: str, known: _Peer, message: m.ToBroker, payload: m.Payload, now: float) -> list[Outgoing]:
         match message:
+            case m.Complete(lease):
+                self._require(known, CONSUMER[lease.stage], message)
+                self._complete(peer, lease, payload)
             case m.Heartbeat():
                 known.status = message.status
                 self._renew(peer, message, now)
-            case m.Complete(lease):
-                self._require(known, CONSUMER[lease.stage], message)
-                self._complete(lease, payload)
             case m.Release(lease, delay_s):
                 self._require(known, CONSUMER[lease.stage], message)
-                self.stages[lease.stage].release(lease.item, lease.lease, now + delay_s)
+                self.stages[lease.stage].release(lease.item, lease.lease, peer, now + delay_s)
             case m.Serve(stage, capacity):
                 self._require(known, CONSUMER[stage], message)
-                self.stages[stage].serve(peer, capacity)
+                self.stages[stage].serve(peer, min(capacity, MAX_CREDIT))
             case m.Submit(tickets):
                 self._require(known, "learner", message)
                 return self._submit(peer, tickets, payload)
             case m.Announce(state):
                 self._require(known, "learner", message)
-                return self._set_state(state)
+                return self._announce(peer, state)
             case m.SlotRequest(request):
                 self._require(known, "rewarder", message)
-                if self.slots is None:
-                    raise m.MessageError("this run has no quota: search.quota is not set")
-                self.slots.request(peer, request)
+                self._request_slot(peer, request)
             case m.SlotReplied(slot, grant):
-                if self.slots is not None:
+                self._require(known, "rewarder", message)
+                if self.slots is not None and self.slots.worker_of(slot) == peer:
                     self.slots.replied(slot, grant, now)
             case m.StatusRequest():
-                return [Outgoing(peer, self.status(now))]
+                self._status_wanted[peer] = None
             case m.Bye():
                 self._forget(peer)
         return []
@@ -182,38 +270,55 @@ class BrokerService:
         if len(tickets) != len(payload):
             raise m.MessageError(f"{len(tickets)} tickets named but {len(payload)} sent")
         decoded: list[m.Ticket] = [m.decode(frame, m.Ticket) for frame in payload]
+        if (carried := [ticket.ticket_id for ticket in decoded]) != list(tickets):
+            raise m.MessageError(f"the tickets named are not those sent, which are {carried[:10]} ...")
         refused = []
-        for ticket_id, ticket, frame in zip(tickets, decoded, payload, strict=True):
-            if ticket.ticket_id != ticket_id:
-                raise m.MessageError(f"ticket {ticket_id} carries the id {ticket.ticket_id}")
-            if any(ticket_id in stage for stage in self.stages.values()):
+        for ticket, frame in zip(decoded, payload, strict=True):
+            if any(ticket.ticket_id in stage for stage in self.stages.values()):
                 continue  # submitted again after a lost connection
-            priority = (0 if ticket.kind == "eval" else 1, ticket_id)
-            if self.stages["rollout"].offer(ticket_id, [frame], len(frame), priority) is Offer.FULL:
-                refused.append(ticket_id)
+            priority = (0 if ticket.kind == "eval" else 1, ticket.ticket_id)
+            work = Work([frame], ticket.sampling.samples)
+            if self.stages["rollout"].offer(ticket.ticket_id, work, len(frame), priority) is Offer.FULL:
+                refused.append(ticket.ticket_id)
         return [Outgoing(peer, m.Refused(tuple(refused), "the rollout queue is full"))] if refused else []
 
-    def _complete(self, lease: m.LeaseRef, payload: m.Payload) -> None:
-        self._check_result(lease, payload)
-        item = self.stages[lease.stage].complete(lease.item, lease.lease)
+    def _announce(self, peer: str, state: m.RunState) -> list[Outgoing]:
+        if self.state is not None and state.incarnation < self.state.incarnation:
+            return [Outgoing(peer, m.Superseded(self.state.incarnation))]
+        return self._set_state(state)
+
+    def _complete(self, peer: str, lease: m.LeaseRef, payload: m.Payload) -> None:
+        stage = self.stages[lease.stage]
+        self._check_result(lease, payload, stage.payload_of(lease.item))
+        item = stage.complete(lease.item, lease.lease, peer)
         following = NEXT_STAGE[lease.stage]
         if item is None or following is None:
             return  # late (the item went to another worker or is done), or the learner has it
-        size = item.size + sum(memoryview(frame).nbytes for frame in payload)
-        self.stages[following].offer(lease.item, [*item.payload, *payload], size, item.priority, force=True)
+        size = item.size + sum(map(len, payload))
+        work = Work([*item.payload.frames, *payload], item.payload.samples)
+        self.stages[following].offer(lease.item, work, size, item.priority, force=True)
 
-    def _check_result(self, lease: m.LeaseRef, payload: m.Payload) -> None:
-        """A result is validated before it replaces the lease: a garbled one must not lose the item."""
+    def _check_result(self, lease: m.LeaseRef, payload: m.Payload, work: Work | None) -> None:
+        """A result is validated before it replaces the lease: a garbled one must not lose the item.
+
+        What passes here never fails in the learner: else its group would be delivered again and again.
+        """
+        if lease.stage == "train":
+            if payload:
+                raise m.MessageError(f"what the learner completes has no result, this one has {len(payload)} frames")
+            return
         if lease.stage == "rollout":
-            ticket_id = m.decode_rollout(payload).header.ticket_id
-        elif lease.stage == "score":
+            header = m.decode_rollout(payload).header
+            ticket_id, samples = header.ticket_id, len(header.samples)
+        else:
             if len(payload) != 1:
                 raise m.MessageError(f"scores come in 1 frame, not {len(payload)}")
-            ticket_id = m.decode(payload[0], m.GroupScores).ticket_id
-        else:
-            ticket_id = lease.item
+            scores: m.GroupScores = m.decode(payload[0], m.GroupScores)
+            ticket_id, samples = scores.ticket_id, len(scores.scores)
         if ticket_id != lease.item:
             raise m.MessageError(f"the result of item {lease.item} names ticket {ticket_id}")
+        if work is not None and samples != work.samples:
+            raise m.MessageError(f"item {lease.item} has {work.samples} samples, its result has {samples}")
 
     def _renew(self, peer: str, heartbeat: m.Heartbeat, now: float) -> None:
         by_stage: dict[m.StageName, list[int]] = {name: [] for name in self.stages}
@@ -222,31 +327,41 @@ class BrokerService:
         for name, leases in by_stage.items():
             self.stages[name].renew(peer, leases, heartbeat.newest_seen.get(name, 0), now)
 
-    # ------------------------------------------------------------------ outgoing work
+    def _request_slot(self, peer: str, request: int) -> None:
+        if self.slots is None:
+            raise m.MessageError("this run has no quota: search.quota is not set")
+        if self.slots.waiting_of(peer) >= MAX_SLOT_REQUESTS:
+            raise m.MessageError(f"{MAX_SLOT_REQUESTS} slot requests wait already: wait for their answers")
+        self.slots.request(peer, request)
+
+    # ------------------------------------------------------------------ what goes out
 
     def _assign(self, now: float) -> list[Outgoing]:
-        outgoing: list[Outgoing] = []
+        outgoing = []
         for name, stage in self.stages.items():
             following = NEXT_STAGE[name]
-            room = None if following is None else max(0, self.stages[following].room - stage.leased)
+            room = None if following is None else self.stages[following].room - stage.leased
             for grant in stage.grant(now, limit=room):
                 assign = m.Assign(m.LeaseRef(name, grant.item_id, grant.lease))
-                outgoing.append(Outgoing(grant.worker, assign, grant.payload[: FRAMES_SENT[name]]))
-        if self.slots is not None:
-            use_within_s = USE_GRANT_WITHIN_S
-            outgoing.extend(
-                Outgoing(granted.worker, m.SlotGrant(granted.request, granted.slot, granted.grant, use_within_s))
-                for granted in self.slots.grant(now)
-            )
+                outgoing.append(Outgoing(grant.worker, assign, grant.payload.frames[: FRAMES_SENT[name]]))
         return outgoing
 
-    def _forget(self, peer: str) -> None:
-        if self._peers.pop(peer, None) is None:
-            return
-        for stage in self.stages.values():
-            stage.leave(peer)
-        if self.slots is not None:
-            self.slots.leave(peer)
+    def _grant_slots(self, now: float) -> list[Outgoing]:
+        if self.slots is None:
+            return []
+        return [
+            Outgoing(granted.worker, m.SlotGrant(granted.request, granted.slot, granted.grant, USE_GRANT_WITHIN_S))
+            for granted in self.slots.grant(now)
+        ]
+
+    def _answer_status(self, now: float) -> list[Outgoing]:
+        if not self._status_wanted or now < self._status_due:
+            return []
+        status = self.status(now)
+        answers = [Outgoing(peer, status) for peer in self._status_wanted]
+        self._status_wanted.clear()
+        self._status_due = now + STATUS_EVERY_S
+        return answers
 
     # ------------------------------------------------------------------ status
 
@@ -264,7 +379,7 @@ class BrokerService:
                 max(0.0, now - known.last_seen),
                 known.status,
             )
-            for name, known in self._peers.items()
+            for name, known in sorted(self._peers.items())
         )
         return m.StatusReply(
             stages,
@@ -273,6 +388,3 @@ class BrokerService:
             self.slots.granted if self.slots else 0,
             self.rejected_frames,
         )
-
-
-USE_GRANT_WITHIN_S = 0.5  # a granted slot that its worker did not use by then must not be used any more

@@ -82,6 +82,7 @@ class SearchConfig(Section):
     email: str | None = Field(None, description="`email` parameter sent to NCBI")
     latency_ms: float = Field(0.0, ge=0, description="Latency of the local server per request, milliseconds")
     port: int = Field(0, ge=0, le=65535, description="Port of the local server; 0: any free one")
+    fault_rate: float = Field(0.0, ge=0, lt=1, description="Share of requests the local server fails, as NCBI does")
 
 
 class WarmStartConfig(Section):
@@ -112,6 +113,9 @@ class SamplingConfig(Section):
     temperature: float = Field(1.0, gt=0, description="Softmax temperature of training rollouts")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus mass of training rollouts")
     max_tokens: PositiveInt = Field(512, description="Longest response in tokens")
+    reproducible: bool | None = Field(
+        None, description="Seeded samples that do not depend on their batch; null: where max_staleness is 0"
+    )
 
 
 class AlgorithmConfig(Section):

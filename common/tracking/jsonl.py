@@ -55,6 +55,18 @@ class JsonlFile:
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         return len(records) - len(kept)
 
+    def keep_first(self, lines: int) -> int:
+        """Drop what follows the first `lines` lines. Returns how many went.
+
+        Raises:
+            ValueError: the file has fewer lines.
+        """
+        content = self.path.read_bytes().splitlines(keepends=True)
+        if len(content) < lines:
+            raise ValueError(f"{self.path} has {len(content)} lines, {lines} were written: the end is missing")
+        self._file.truncate(sum(map(len, content[:lines])))
+        return len(content) - lines
+
     def sync(self) -> None:
         """Force what was written onto the disk, for the moment at which a checkpoint refers to it."""
         os.fsync(self._file.fileno())

@@ -20,10 +20,10 @@ class RoleStatus:
 
     Attributes:
         name: `learner`, `actor-0`, ...
-        state: `starting`, `running`, `stalled`, `stopped` or `dead`.
+        state: `starting`, `running`, `stalled`, `silent`, `stopped` or `dead`.
         phase: what it does just now, in words (`building model`, `loading weights of version 12`).
         fraction: share of the phase that is done, 0 to 1; None where it is not known.
-        waits_for: what a stalled role waits for.
+        waits_for: what it waits for.
         since_s: seconds in this state.
     """
 

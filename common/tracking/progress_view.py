@@ -22,10 +22,11 @@ from common.tracking.progress_state import (
 
 _SPARK_WIDTH = 24
 _RULER_WIDTH = 40
-_STATE_STYLE = {
+STATE_STYLE = {
     "starting": "cyan",
     "running": "green",
     "stalled": "yellow",
+    "silent": "yellow",
     "stopped": "dim",
     "dead": "bold red",
 }
@@ -205,7 +206,7 @@ def _roles(state: ProgressState) -> RenderableType:
         return Text("waiting for the roles to start" if not state.started else "", style="dim")
     if not state.started:
         return _role_table(state.roles)
-    chips = [Text.assemble(("● ", _STATE_STYLE.get(role.state, "")), plain(role.name)) for role in state.roles]
+    chips = [Text.assemble(("● ", STATE_STYLE.get(role.state, "")), plain(role.name)) for role in state.roles]
     troubled = tuple(role for role in state.roles if _needs_a_look(role))
     line: RenderableType = Columns(chips, padding=(0, 2))
     return Group(line, _role_table(troubled)) if troubled else line
@@ -219,7 +220,7 @@ def _role_table(roles: tuple[RoleStatus, ...]) -> RenderableType:
             bar = ProgressBar(total=1.0, completed=role.fraction, width=24)
         table.add_row(
             Text(plain(role.name)),
-            Text(plain(role.state), style=_STATE_STYLE.get(role.state, "")),
+            Text(plain(role.state), style=STATE_STYLE.get(role.state, "")),
             Text(_doing(role)),
             bar,
             Text("" if role.since_s is None else duration(role.since_s), style="dim"),
@@ -228,14 +229,14 @@ def _role_table(roles: tuple[RoleStatus, ...]) -> RenderableType:
 
 
 def _doing(role: RoleStatus) -> str:
-    if role.state == "stalled" and role.waits_for:
+    if role.state in ("stalled", "silent") and role.waits_for:
         return f"waits for {plain(role.waits_for)}"
     phase = plain(role.phase or role.state)
     return phase if role.fraction is None else f"{phase} {share(role.fraction)}"
 
 
 def _needs_a_look(role: RoleStatus) -> bool:
-    return role.state in ("stalled", "dead", "starting")
+    return role.state in ("stalled", "silent", "dead", "starting")
 
 
 def _warning_tail(state: ProgressState) -> str:

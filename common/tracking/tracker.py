@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from common.tracking.dispositions_log import DispositionsLog
 from common.tracking.jsonl import encode_line
 from common.tracking.metrics_log import MetricsLog
 from common.tracking.samples_log import SamplesLog
@@ -17,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Fans the figures of a run out to metrics.jsonl, samples.jsonl, summary.json and W&B.
+    """Fans the figures of a run out to metrics.jsonl, samples.jsonl, dispositions.jsonl, summary.json and W&B.
 
     Args:
         folder: the run's folder, `runs/<name>`.
@@ -27,10 +28,11 @@ class Tracker:
         project, entity: W&B project and entity.
         resume_step: the step of the checkpoint the run goes on from; later lines of the logs are cut off.
             None starts anew: logs and summary of an earlier run in the folder move to `previous/`.
+        resume_dispositions: lines of dispositions.jsonl at that checkpoint.
         warn: where warnings go; default: the log.
 
     Raises:
-        ValueError: WANDB_MODE or `wandb_mode` is unknown.
+        ValueError: WANDB_MODE or `wandb_mode` is unknown, or dispositions.jsonl lacks lines of the checkpoint.
         OSError: the folder cannot be written.
     """
 
@@ -44,6 +46,7 @@ class Tracker:
         project: str = "deepretrieval",
         entity: str | None = None,
         resume_step: int | None = None,
+        resume_dispositions: int = 0,
         warn: Callable[[str], None] = _log.warning,
     ) -> None:
         self.folder = Path(folder)
@@ -55,6 +58,7 @@ class Tracker:
         if resume_step is not None:
             self._metrics.resume_at(resume_step)
             self._samples.resume_at(resume_step)
+        self._dispositions = DispositionsLog(self.folder / "dispositions.jsonl", resume_dispositions)
         self._wandb: WandbTracker | None = None
         if mode != "off":
             options = WandbOptions(self.folder, name, project, entity, mode, dict(config or {}))
@@ -73,12 +77,22 @@ class Tracker:
             self._wandb.log(step, plain)
 
     def sample(self, step: int, **fields: object) -> None:
-        """Record one sample (`version, prompt_id, request, text, query, reward, recall`). Raises OSError."""
+        """Record one sample (`version, ticket, prompt_id, request, text, query, reward, …`). Raises OSError."""
         self._samples.sample(step, **fields)
 
+    def disposition(self, ticket: int, prompt_id: str, disposition: str, version: int) -> None:
+        """Record what became of a prompt position; see `DispositionsLog`. Raises OSError."""
+        self._dispositions.record(ticket, prompt_id, disposition, version)
+
+    @property
+    def dispositions(self) -> int:
+        """Dispositions recorded in the whole run."""
+        return self._dispositions.lines
+
     def sync(self) -> None:
-        """Force the metrics onto the disk; call it with each checkpoint."""
+        """Force metrics and dispositions onto the disk; call it with each checkpoint."""
         self._metrics.sync()
+        self._dispositions.sync()
 
     def finish(self, summary: Mapping[str, object]) -> None:
         """Merge `summary` into summary.json; close W&B (bounded wait) and the files."""
@@ -88,9 +102,10 @@ class Tracker:
             self._wandb = None
         self._metrics.close()
         self._samples.close()
+        self._dispositions.close()
 
     def _set_earlier_run_aside(self) -> None:
-        for name in ("metrics.jsonl", "samples.jsonl", "summary.json", ID_FILE):
+        for name in ("metrics.jsonl", "samples.jsonl", "dispositions.jsonl", "summary.json", ID_FILE):
             old = self.folder / name
             if old.exists():
                 (self.folder / "previous").mkdir(exist_ok=True)

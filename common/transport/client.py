@@ -1,7 +1,7 @@
 """The client side of the broker's protocol, for actors, rewarders, the learner and monitors (asyncio).
 
-Reconnection is the client's business: after a broken connection or a restarted broker it says `Hello` again,
-declares its credit again, and voids work of an earlier broker (its result would be late anyway).
+Reconnection is the client's business: where the broker does not know it (any more) it says `Hello` again, declares
+its credit again, and voids the work it held (its result would be late anyway).
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class QuotaSlot:
 class BrokerClient:
     """One peer of the broker. Not thread-safe: everything runs in one event loop.
 
-    `on_connect` is called after every `Welcome` from a new broker (first contact, or after it restarted).
+    `on_connect` is called after every `Welcome`: on first contact, after the broker restarted, and after it gave this
+    peer up and met it again (what was sent between is lost). `on_superseded` is called where a newer learner has
+    taken this one's place.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class BrokerClient:
         name: str,
         incarnation: int = 0,
         on_connect: Callable[[], None] | None = None,
+        on_superseded: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self.endpoint = endpoint
@@ -73,6 +76,7 @@ class BrokerClient:
         self._role: m.Role = role
         self._incarnation = incarnation
         self._on_connect = on_connect
+        self._on_superseded = on_superseded
         self._capacity: dict[m.StageName, int] = {}
         self._held: dict[m.LeaseRef, None] = {}
         self._newest_seen: dict[m.StageName, int] = {}
@@ -103,9 +107,11 @@ class BrokerClient:
         Raises:
             BrokerUnreachableError: no welcome within `timeout_s` (no broker there, or the wrong keys).
         """
+        self._connections = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self._socket.connect(self.endpoint)
         self._hello()
-        self._tasks = [asyncio.create_task(self._receive_loop()), asyncio.create_task(self._heartbeat_loop())]
+        loops = (self._receive_loop(), self._heartbeat_loop(), self._reconnect_loop())
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
         deadline = time.monotonic() + timeout_s
         while self._broker_epoch is None:
             if time.monotonic() > deadline:
@@ -123,6 +129,8 @@ class BrokerClient:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._broker_epoch is not None:
             self._send(m.Bye())
+        self._socket.disable_monitor()
+        self._connections.close(linger=0)
         self._socket.close()
         self._context.term()
 
@@ -242,6 +250,17 @@ class BrokerClient:
             status = m.PeerStatus(self._status.phase, self._status.waits_for, age, self._status.counters)
             self._send(m.Heartbeat(tuple(self._held), dict(self._newest_seen), status))
 
+    async def _reconnect_loop(self) -> None:
+        """Say `Hello` on every connection after the first: what was on its way on the one before may be lost, and
+        libzmq, which connects again by itself, tells neither side."""
+        first = True
+        while True:
+            await self._connections.recv_multipart()  # the only event asked for
+            if not first:
+                logger.info("%s is connected to the broker again", self.name)
+                self._hello()
+            first = False
+
     async def _receive_loop(self) -> None:
         while True:
             frames = await self._socket.recv_multipart(copy=False)
@@ -277,17 +296,20 @@ class BrokerClient:
                         waiting.set_result(message)
             case m.Refused(tickets):
                 self.refused.put_nowait(tickets)
+            case m.Superseded(incarnation) if incarnation > self._incarnation:
+                logger.error("a newer learner (incarnation %d) leads this run", incarnation)
+                if self._on_superseded is not None:
+                    self._on_superseded()
             case m.Protest(reason):
                 logger.error("the broker refused a message of %s: %s", self.name, reason)
 
     async def _welcomed(self, welcome: m.Welcome) -> None:
+        """A Hello was answered: whatever this peer held or had asked for before it is void at the broker."""
         self._heartbeat_s = welcome.heartbeat_s
-        if welcome.broker_epoch == self._broker_epoch:
-            return
         self._broker_epoch = welcome.broker_epoch
         self._held.clear()
         self._newest_seen.clear()
-        for number in self._slot_waiters:  # the new broker does not know what was asked of the old one
+        for number in self._slot_waiters:
             self._send(m.SlotRequest(number))
         if welcome.state is not None and self._role != "learner":
             await self._set_state(welcome.state)

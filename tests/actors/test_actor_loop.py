@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +129,13 @@ async def next_rollout(rewarder: BrokerClient) -> m.RolloutHeader:
     return m.decode(assignment.payload[1], m.RolloutHeader)
 
 
+async def until(satisfied: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not satisfied():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
 @pytest.fixture
 async def rewarder(world: World) -> AsyncIterator[BrokerClient]:
     client = BrokerClient(world.endpoint, load_run_keys(world.keys_dir, "rewarder"), "rewarder", "rewarder-1")
@@ -222,3 +229,59 @@ async def test_the_actor_ends_when_the_run_is_finished(world: World, tmp_path: P
     async with RunningActor(world, tmp_path) as running:
         world.learner.announce(m.RunState(1, 1, finished=True))
         await asyncio.wait_for(running.task, 5)
+
+
+async def test_an_actor_that_joins_late_begins_with_the_newest_weights(
+    world: World, rewarder: BrokerClient, tmp_path: Path
+) -> None:
+    for version in range(38, 41):
+        world.publish(version, b"w%d" % version)
+    world.learner.submit([ticket(1, min_version=38), ticket(2, min_version=40)])
+    async with RunningActor(world, tmp_path):
+        for _ in range(2):
+            header = await next_rollout(rewarder)
+            assert [sample.spans for sample in header.samples] == [(m.WeightSpan(40, 0, 3),)] * 2
+
+
+async def test_a_new_learner_voids_what_has_begun_and_not_what_waits_for_its_weights(
+    world: World, rewarder: BrokerClient, tmp_path: Path
+) -> None:
+    world.publish(1, b"old")
+    world.learner.submit([ticket(1)])
+    async with RunningActor(world, tmp_path) as running:
+        running.engine.hold.clear()
+        await until(lambda: len(running.actor._decoding) == 1)
+        successor = BrokerClient(
+            world.endpoint, load_run_keys(world.keys_dir, "learner"), "learner", "learner-2", incarnation=2
+        )
+        await successor.start()
+        successor.submit([ticket(1)])  # it waits in the actor: the weights of this learner are not there yet
+        await until(lambda: len(running.actor._generations) == 2)
+        world.learner, first = successor, world.learner
+        world.publish(2, b"new", incarnation=2)
+        await until(lambda: running.engine.weights == b"new")
+        running.engine.hold.set()
+        header = await next_rollout(rewarder)
+        assert header.samples[0].spans == (m.WeightSpan(2, 0, 3),)
+        assert not running.client._held, "no lease is kept alive for work that was given up"
+        world.learner = first
+        await successor.close()
+
+
+async def test_a_generation_that_fails_is_given_to_others(
+    world: World, rewarder: BrokerClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(1, b"abc")
+    async with RunningActor(world, tmp_path) as running:
+        working = running.engine.generate
+        failures = [RuntimeError("out of memory")]
+
+        async def fails_once(request: GenerationRequest) -> list[Completion]:
+            if failures:
+                raise failures.pop()
+            return await working(request)
+
+        monkeypatch.setattr(running.engine, "generate", fails_once)
+        world.learner.submit([ticket(1)])
+        assert (await next_rollout(rewarder)).ticket_id == 1
+        assert failures == []

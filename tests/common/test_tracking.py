@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.tracking.dispositions_log import read_dispositions
 from common.tracking.heldout import (
     HeldoutResult,
     HeldoutRow,
@@ -240,6 +241,30 @@ def test_tracker_writes_resumes_and_finishes(tmp_path: Path) -> None:
     assert series(read_metrics(tmp_path / "metrics.jsonl"), "reward/mean") == [(1, 0.5), (2, 1.0), (3, 9.0)]
     assert [sample["step"] for sample in read_samples(tmp_path / "samples.jsonl")] == [1, 2]
     assert read_summary(tmp_path / "summary.json") == {"steps": 3, "wall_s": 1.5}
+
+
+def test_dispositions_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, name="demo")
+    for ticket in range(4):
+        tracker.disposition(ticket, f"q{ticket}", "trained", version=0)
+    assert tracker.dispositions == 4
+    tracker.finish({})
+    resumed = Tracker(tmp_path, name="demo", resume_step=0, resume_dispositions=2)
+    resumed.disposition(2, "q2", "zero_variance", version=1)
+    assert resumed.dispositions == 3
+    resumed.finish({})
+    lines = read_dispositions(tmp_path / "dispositions.jsonl")
+    assert [(line["ticket"], line["disposition"]) for line in lines] == [
+        (0, "trained"),
+        (1, "trained"),
+        (2, "zero_variance"),
+    ]
+
+
+def test_dispositions_that_are_missing_are_an_error(tmp_path: Path) -> None:
+    Tracker(tmp_path, name="demo").disposition(0, "q0", "trained", version=0)
+    with pytest.raises(ValueError, match=r"dispositions\.jsonl has 1 lines, 2 were written"):
+        Tracker(tmp_path, name="demo", resume_step=0, resume_dispositions=2)
 
 
 def test_a_new_run_sets_the_earlier_one_aside(tmp_path: Path) -> None:

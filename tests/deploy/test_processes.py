@@ -9,20 +9,18 @@ import sys
 import time
 from pathlib import Path
 
-from common.messages import PeerEntry, PeerStatus, StageStatus, StatusReply
-from deploy.processes import RoleProcess
-from deploy.role_states import role_states
+from deploy.processes import LocalRole, RoleSpec
 
 ROOT = Path(__file__).parents[2]
 
 
-def search_server(tmp_path: Path) -> RoleProcess:
+def search_server(tmp_path: Path) -> LocalRole:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "corpus.jsonl").write_text('{"_id": "1", "title": "heart", "text": "x"}\n')
     arguments = ("search-server", "pubmed", "--corpus", str(corpus), "--port", "0")
     environment = {"PYTHONPATH": str(ROOT), "DEEPRETRIEVAL_CACHE": str(tmp_path / "cache")}
-    return RoleProcess("search-server", arguments, tmp_path / "logs" / "s.log", environment)
+    return LocalRole(RoleSpec("search-server", arguments, tmp_path / "logs" / "s.log", environment))
 
 
 def wait_for_line(log: Path, text: str, seconds: float = 30.0) -> None:
@@ -54,7 +52,7 @@ async def test_a_role_that_ignores_the_request_is_killed(tmp_path: Path) -> None
     process = search_server(tmp_path)
     await process.start()
     wait_for_line(process.log, "PubMed search server")
-    process.signal(signal.SIGSTOP)
+    process.child.signal(signal.SIGSTOP)
     began = time.monotonic()
     await process.stop(grace_s=0.5)
     assert time.monotonic() - began < 5
@@ -68,7 +66,7 @@ def test_roles_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
         "async def main():\n"
         "    process = search_server(Path(sys.argv[1]))\n"
         "    await process.start()\n"
-        "    print(process.process.pid, flush=True)\n"
+        "    print(process.pid, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
@@ -84,27 +82,3 @@ def test_roles_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     while alive(role):
         assert time.monotonic() < deadline, "the role outlived its launcher"
         time.sleep(0.1)
-
-
-def test_restarts_are_counted(tmp_path: Path) -> None:
-    process = search_server(tmp_path)
-    process.started_at = time.monotonic()
-    assert [process.may_restart() for _ in range(6)] == [True] * 5 + [False]
-    process.started_at = time.monotonic() - 1000
-    assert process.may_restart(), "a role that ran long starts counting anew"
-
-
-def test_a_stalled_role_is_named_with_what_it_waits_for(tmp_path: Path) -> None:
-    process = search_server(tmp_path)
-    stages = {"rollout": StageStatus(0, 0, 0, 0, 0)}
-    (starting,) = role_states([process], None)
-    assert starting["state"] == "running", "the search server reports nowhere"
-    process.name = "actor-0"
-    assert role_states([process], None)[0]["state"] == "starting"
-    waiting = PeerEntry("actor-0", "actor", 0, 0.1, PeerStatus("generating", "tickets", 40.0))
-    fleet = StatusReply(stages, (waiting,), 0, 0, 0)  # type: ignore[arg-type]
-    (state,) = role_states([process], fleet)
-    assert (state["state"], state["waits_for"]) == ("stalled", "tickets")
-    silent = PeerEntry("actor-0", "actor", 0, 20.0, PeerStatus("generating", "", 0.0))
-    (state,) = role_states([process], StatusReply(stages, (silent,), 0, 0, 0))  # type: ignore[arg-type]
-    assert (state["state"], state["waits_for"]) == ("stalled", "a sign of life")

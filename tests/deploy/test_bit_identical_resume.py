@@ -1,0 +1,63 @@
+"""At `max_staleness: 0` a learner killed at any moments ends with the weights of an undisturbed one, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from common.tracking.dispositions_log import read_dispositions
+from common.weights import file_checksum
+from learner.checkpoint import latest_valid
+from tests.deploy.small_run import SMALL, SmallRun
+
+STEPS, KILLS = 16, 5
+SETTINGS = (
+    *SMALL,
+    "actor.count=2",
+    "sampling.max_tokens=24",
+    "data.heldout_limit=4",
+    "learner.max_staleness=0",
+    f"learner.steps={STEPS}",
+    "learner.checkpoint_every=3",
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def kill_learner_at_random_moments(run: SmallRun, seed: int) -> None:
+    """SIGKILL it some moment after each of `KILLS` random steps is reached."""
+    chance = random.Random(seed)
+    for target in sorted(chance.sample(range(1, STEPS - 1), KILLS)):
+        run.wait_for_step(target)
+        time.sleep(chance.uniform(0.0, 0.8))
+        run.kill("learner")
+
+
+def fingerprint(run: SmallRun) -> dict[str, str]:
+    """Checksums of the final weights and optimizer state, and what became of every prompt position."""
+    checkpoint = latest_valid(run.folder.checkpoints)
+    assert checkpoint is not None
+    assert checkpoint.name == f"step-{STEPS:08d}"
+    sums = {path.name: file_checksum(path) for path in sorted(checkpoint.glob("*.safetensors"))}
+    assert sums
+    ended = sorted((line["ticket"], line["disposition"]) for line in read_dispositions(run.folder.dispositions))
+    return sums | {"dispositions": repr(ended)}
+
+
+def test_five_kills_change_not_one_bit(demo_folder: Path) -> None:
+    calm, struck = (SmallRun(demo_folder, name, SETTINGS) for name in ("bits-calm", "bits-struck"))
+    try:
+        calm.start().finish()
+        struck.start()
+        kill_learner_at_random_moments(struck, seed=11)
+        struck.finish()
+    finally:
+        calm.end()
+        struck.end()
+    struck.assert_balanced(STEPS)
+    assert struck.launcher_log().count("learner is started again, it was killed by SIGKILL") == KILLS
+    assert (struck.folder.logs / "learner.log").read_text().count("resuming from") == KILLS
+    assert fingerprint(struck) == fingerprint(calm)

@@ -1,0 +1,115 @@
+"""The demo under Ray, on three nodes of one machine: a node is lost, another joins, and the audit balances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from deploy.errors import LaunchError
+from deploy.ray_host import NODE_DIGITS, file_marks, unseen_files
+from deploy.ray_site import RaySite, gpu_share
+from tests.deploy.small_run import ROOT, SMALL, SmallRun
+
+STEPS = 12
+SETTINGS = (*SMALL, f"learner.steps={STEPS}", "actor.count=2", "rewarder.count=2")
+
+
+def test_files_that_a_node_does_not_have_are_named(tmp_path: Path) -> None:
+    config, keys = tmp_path / "config.yaml", tmp_path / "public.json"
+    config.write_text("a")
+    keys.write_text("b")
+    marks = file_marks([config, keys])
+    assert unseen_files(marks) == []
+    config.write_text("another run's")
+    keys.unlink()
+    assert unseen_files(marks) == [str(config), str(keys)]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "wanting", "share"), [(0, 3, 0.0), (8, 5, 1.0), (1, 2, 0.5), (1, 3, 0.33), (0, 0, 0.0)]
+)
+def test_gpus_are_shared_out_equally(gpus: int, wanting: int, share: float) -> None:
+    assert gpu_share(gpus, wanting) == share
+    assert gpu_share(gpus, wanting) * wanting <= gpus
+
+
+def test_a_missing_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(LaunchError, match=r"pip install 'deepretrieval-async\[ray\]'"):
+        RaySite.connect("auto")
+
+
+@pytest.mark.slow  # Ray looks for a cluster for over a minute
+def test_a_missing_cluster_is_said() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with pytest.raises(LaunchError, match=r"no Ray cluster at 127.0.0.1:1: "):
+        RaySite.connect("127.0.0.1:1")
+
+
+class Nodes:
+    """A Ray cluster on this machine: a head with room for the roles at home, and nodes with room for one actor."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        for _ in range(2):
+            self.add()
+
+    def add(self) -> None:
+        self.cluster.add_node(num_cpus=1)
+
+    def lose(self, node_id: str) -> None:
+        """End a node at once, with everything that runs on it."""
+        table = {node["NodeID"]: node["RayletSocketName"] for node in self.cluster.global_state.node_table()}
+        (socket,) = [name for identity, name in table.items() if identity.startswith(node_id)]
+        (node,) = [node for node in self.cluster.worker_nodes if node.raylet_socket_name == socket]
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    started = Nodes()
+    yield started
+    started.cluster.shutdown()
+
+
+def node_of(run: SmallRun, name: str) -> str:
+    """The id of the Ray node on which a role runs; "" while it has none."""
+    state = run.role(name)
+    return state.where.rpartition("node ")[2].rstrip(")") if state is not None and state.state == "running" else ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_survives_the_loss_of_a_node(nodes: Nodes, demo_folder: Path) -> None:
+    command = ("launch", "--on", "ray", "--address", nodes.cluster.address)
+    run = SmallRun(demo_folder, "ray", SETTINGS, command).start()
+    try:
+        run.wait_for_step(2)
+        run.wait_for(lambda: bool(node_of(run, "actor-0")) and bool(node_of(run, "actor-1")))
+        home, lost = node_of(run, "learner"), node_of(run, "actor-1")
+        assert len({home, lost, node_of(run, "actor-0")}) == 3
+        assert node_of(run, "broker") == node_of(run, "search-server") == home
+        process = run.role("actor-1")
+        assert process is not None
+        assert process.pid is not None
+        nodes.lose(lost)
+        run.wait_for(lambda: not psutil.pid_exists(process.pid or 0), seconds=30)
+        run.wait_for(lambda: (state := run.role("actor-1")) is not None and "waits for another" in state.phase)
+        nodes.add()
+        run.wait_for(lambda: node_of(run, "actor-1") not in ("", lost))
+        assert len(lost) == NODE_DIGITS
+        run.finish()
+    finally:
+        run.end()
+    assert "actor-1 goes on at" in run.launcher_log()
+    run.assert_balanced(steps=STEPS)
+    assert run.processes() == []

@@ -1,0 +1,84 @@
+"""A real run whose processes die, and whose fleet grows and shrinks: it comes to its end and the audit balances."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.small_run import ROOT, SMALL, SmallRun
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def run(demo_folder: Path, request: pytest.FixtureRequest) -> Iterator[SmallRun]:
+    name, settings = request.param
+    small = SmallRun(demo_folder, name, [*SMALL, *settings])
+    yield small.start()
+    small.end()
+
+
+def deepretrieval(run: SmallRun, *arguments: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=run.environment,
+        timeout=300,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("run", [("struck", ["learner.steps=12", "rewarder.count=2"])], indirect=True)
+def test_every_role_is_killed_and_the_run_comes_to_its_end(run: SmallRun) -> None:
+    run.wait_for_step(2)
+    run.kill("learner")
+    run.wait_for_step(4)
+    run.kill("broker")
+    run.kill("rewarder-1")
+    run.wait_for_step(6)
+    run.kill("actor-0")
+    run.kill("search-server")
+    run.wait_for_step(8)
+    stopped = run.role("learner")
+    assert stopped is not None
+    assert stopped.pid is not None
+    os.kill(stopped.pid, signal.SIGSTOP)  # killed while it is stopped
+    os.kill(stopped.pid, signal.SIGKILL)
+    run.finish()
+    log = run.launcher_log()
+    for name in ("learner", "broker", "rewarder-1", "actor-0", "search-server"):
+        assert f"{name} is started again, it was killed by SIGKILL" in log
+    run.assert_balanced(steps=12)
+    assert run.processes() == []
+
+
+@pytest.mark.parametrize("run", [("scaled", ["learner.steps=40"])], indirect=True)
+def test_a_fleet_that_grows_and_shrinks_changes_nothing_in_the_audit(run: SmallRun) -> None:
+    run.wait_for_step(2)
+    told = deepretrieval(run, "scale", str(run.folder.path), "--actors", "6", "--rewarders", "3")
+    assert "actors: 1 → 6, started actor-1, actor-2, actor-3, actor-4, actor-5" in told
+    assert run.launcher is not None
+    assert run.launcher.poll() is None
+    again = deepretrieval(run, *("train", str(ROOT / "configs" / "demo.yaml")), *_same_run(run), status=1)
+    assert "live already" in again, "a second launcher is refused"
+    run.wait_for_step(run.step() + 3)
+    told = deepretrieval(run, "scale", str(run.folder.path), "--actors", "2")
+    assert "actors: 6 → 2, drained actor-2, actor-3, actor-4, actor-5" in told
+    run.finish()
+    run.assert_balanced(steps=40)
+    for name in ("actor-1", "actor-5"):
+        assert "Traceback" not in (run.folder.logs / f"{name}.log").read_text()
+    assert run.processes() == []
+
+
+def _same_run(run: SmallRun) -> list[str]:
+    return [f"run.name={run.folder.path.name}", f"run.root={run.folder.path.parent}", *SMALL, "learner.steps=40"]
