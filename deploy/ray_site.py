@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.2
 PLACED_WITHIN_S = 5.0  # after so long without a node, say so
 CHECK_WITHIN_S = 60.0
+LISTENS_WITHIN_S = 5.0
 OBJECT_STORE_BYTES = 80 << 20  # no data goes through Ray: its smallest store will do
 PASSED_ON = ("DEEPRETRIEVAL_CACHE", "DEEPRETRIEVAL_DEBUG", "WANDB_MODE")  # no secrets: Ray shows environments
 
@@ -55,6 +57,7 @@ class RaySite(Site):
             raise LaunchError("Ray is not installed: pip install 'deepretrieval-async[ray]'") from None
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         own = address == "local"
+        _require_listener(address)
         if own:
             quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         try:
@@ -248,6 +251,24 @@ class RayRole(Role):
 def gpu_share(gpus: float, wanting: int) -> float:
     """GPUs for each of `wanting` processes: one where there are enough, else an equal part in hundredths."""
     return min(1.0, int(100 * gpus / wanting) / 100) if wanting else 0.0
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself looks for minutes for a cluster that is not there.
+
+    Raises:
+        LaunchError: nobody accepts connections at `address`, where it names a host and port.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), LISTENS_WITHIN_S).close()
+    except OSError as error:
+        raise LaunchError(
+            f"no Ray cluster at {address}: {error.strerror or error} (start one with `ray start --head`, or use "
+            "--address local)"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

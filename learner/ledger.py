@@ -115,12 +115,10 @@ class TicketLedger:
 
         Picks B arrived groups, earliest deadline first. The tickets stay outstanding until `trained`.
         """
-        arrived = sorted((e.oldest_version, position) for position, e in self._outstanding.items() if e.arrived)
-        if len(arrived) < self._batch:
+        picked = self._earliest_due()
+        if picked is None or self._first_missed(picked, version + 1) is not None:
             return None
-        picked = {position for _, position in arrived[: self._batch]}
-        rest = (e.oldest_version for position, e in self._outstanding.items() if position not in picked)
-        return sorted(picked) if self._meets_deadlines(rest, version + 1) else None
+        return sorted(picked)
 
     def trained(self, batch: Iterable[int]) -> None:
         """These groups were trained on: their tickets end here."""
@@ -128,9 +126,13 @@ class TicketLedger:
             del self._outstanding[position]
 
     def blocking(self, version: int) -> list[int]:
-        """Tickets that must arrive before the next batch can be taken: who the learner waits for."""
+        """Where enough groups are here and `take_batch` still waits: the tickets one of which it waits for."""
+        picked = self._earliest_due()
+        missed = None if picked is None else self._first_missed(picked, version + 1)
+        if missed is None:
+            return []
         return sorted(
-            p for p, e in self._outstanding.items() if not e.arrived and e.oldest_version + self._bound <= version
+            p for p, e in self._outstanding.items() if not e.arrived and e.oldest_version + self._bound <= missed
         )
 
     # ------------------------------------------------------------------ state
@@ -157,11 +159,18 @@ class TicketLedger:
         rules = {rule: sorted(ids) for rule, ids in self._set_aside.items()}
         return LedgerState(self._cursor, sorted([*self._outstanding, *self._unissued]), rules)
 
-    def _meets_deadlines(self, oldest_versions: Iterable[int], next_version: int) -> bool:
-        due = Counter(oldest + self._bound for oldest in oldest_versions)
+    def _earliest_due(self) -> set[int] | None:
+        """A batch of the groups that are here, earliest deadline first; None where there are too few."""
+        arrived = sorted((e.oldest_version, position) for position, e in self._outstanding.items() if e.arrived)
+        return {position for _, position in arrived[: self._batch]} if len(arrived) >= self._batch else None
+
+    def _first_missed(self, picked: set[int], next_version: int) -> int | None:
+        """The first deadline that the tickets not picked could no longer all meet; None: they can meet all."""
+        rest = (e.oldest_version for position, e in self._outstanding.items() if position not in picked)
+        due = Counter(oldest + self._bound for oldest in rest)
         total = 0
         for deadline in sorted(due):
             total += due[deadline]
             if total > self._batch * max(0, deadline - next_version + 1):
-                return False
-        return True
+                return deadline
+        return None

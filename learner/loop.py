@@ -193,6 +193,7 @@ class LearnerLoop:
         began = time.monotonic()
         figures = self._p.team.step(samples)
         step.train_s = time.monotonic() - began
+        self._require_lead()  # it may have been stopped for long: nothing of this step may be written then
         self.version += 1
         self._publish()
         step.publish_s = time.monotonic() - began - step.train_s
@@ -224,20 +225,23 @@ class LearnerLoop:
 
     def _waits_for(self) -> str:
         late = self.ledger.blocking(self.version)
-        if late and self.ledger.waiting >= self._learner.groups_per_step:
+        if late:
             return f"group {late[0]}, which would be too old at the next step ({len(late)} such)"
         return f"groups: {self.ledger.waiting} of {self._learner.groups_per_step} are here"
 
     def _receive(self) -> None:
         """Take what has come in, waiting a moment for the first."""
-        if self._p.connection.superseded.is_set():
-            raise SupersededError("a newer learner leads this run: this one ends without a checkpoint")
+        self._require_lead()
         try:
             self._take(self._p.connection.groups.get(timeout=WAIT_S))
             while True:
                 self._take(self._p.connection.groups.get_nowait())
         except queue.Empty:
             return
+
+    def _require_lead(self) -> None:
+        if self._p.connection.superseded.is_set():
+            raise SupersededError("a newer learner leads this run: this one ends without a checkpoint")
 
     def _take(self, group: m.ScoredGroup) -> None:
         if group.ticket.kind == "eval":

@@ -43,7 +43,6 @@ def test_a_missing_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         RaySite.connect("auto")
 
 
-@pytest.mark.slow  # Ray looks for a cluster for over a minute
 def test_a_missing_cluster_is_said() -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.raises(LaunchError, match=r"no Ray cluster at 127.0.0.1:1: "):
