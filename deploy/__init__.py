@@ -1,1 +1,1 @@
-"""Starting things: the command line, the local launcher, and (later) Ray, SLURM and Kubernetes."""
+"""Starting things: the command line, the launchers (this machine, Ray), and (later) SLURM and Kubernetes."""

@@ -37,6 +37,7 @@ CHECKPOINT_GRACE_S = 60.0
 STOP_GRACE_S = 3.0
 FINISH_GRACE_S = 10.0
 BASELINES_GRACE_S = 60.0
+PLACED_WITHIN_S = 30.0
 
 
 class LaunchedRun:
@@ -132,13 +133,23 @@ class LaunchedRun:
         watching = asyncio.create_task(self._watch.run())
         try:
             await (start_server(self._supervisor, url) if self._own_server else check_engine(self._config))
-            fleet.add("broker", "broker")
+            await self._start_home_roles()
             fleet.scale("actor", self._config.actor.count)  # first: importing and starting vLLM takes longest
-            fleet.add("learner", "learner")
             fleet.scale("rewarder", self._config.rewarder.count)
             return await self._supervise()
         finally:
             await _end([watching])
+
+    async def _start_home_roles(self) -> None:
+        """Those that can run in one place only come before the others, who could take that place."""
+        names = [self._supervisor.fleet.add("broker", "broker"), self._supervisor.fleet.add("learner", "learner")]
+        deadline = time.monotonic() + PLACED_WITHIN_S
+        while time.monotonic() < deadline:
+            self._supervisor.look(time.monotonic())
+            roles = [self._supervisor.roles.get(name) for name in names]
+            if all(role is not None and not role.note for role in roles):
+                return
+            await asyncio.sleep(0.05)
 
     async def _supervise(self) -> Outcome:
         """Until the learner has ended for good."""

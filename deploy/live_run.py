@@ -72,14 +72,18 @@ class RunLock:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         self._descriptor = descriptor
-        for stale in (WISH, REPORT):
-            (self._path.parent / stale).unlink(missing_ok=True)
+        self._clear()  # an earlier launcher may have been killed
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._descriptor is not None:
+            self._clear()
             os.close(self._descriptor)
             self._descriptor = None
+
+    def _clear(self) -> None:
+        for name in (WISH, REPORT):
+            (self._path.parent / name).unlink(missing_ok=True)
 
 
 def is_live(folder: Path) -> bool:

@@ -27,6 +27,7 @@ POLL_S = 0.2
 PLACED_WITHIN_S = 5.0  # after so long without a node, say so
 CHECK_WITHIN_S = 60.0
 LISTENS_WITHIN_S = 5.0
+WORDS_CHARACTERS = 200
 OBJECT_STORE_BYTES = 80 << 20  # no data goes through Ray: its smallest store will do
 PASSED_ON = ("DEEPRETRIEVAL_CACHE", "DEEPRETRIEVAL_DEBUG", "WANDB_MODE")  # no secrets: Ray shows environments
 
@@ -51,12 +52,14 @@ class RaySite(Site):
             LaunchError: Ray is not installed, or there is no such cluster.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        own, client = address == "local", address.startswith("ray://")
+        if not own and _has_token():  # Ray does so by itself for `local` and `auto` only
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         try:
             import ray
         except ModuleNotFoundError:
             raise LaunchError("Ray is not installed: pip install 'deepretrieval-async[ray]'") from None
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        own = address == "local"
         _require_listener(address)
         if own:
             quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -67,7 +70,7 @@ class RaySite(Site):
             raise LaunchError(
                 f"no Ray cluster at {address}: {reason} (start one with `ray start --head`, or use --address local)"
             ) from None
-        return cls(ray, own, address.startswith("ray://"))
+        return cls(ray, own, client)
 
     # ------------------------------------------------------------------ as a site
 
@@ -253,24 +256,34 @@ def gpu_share(gpus: float, wanting: int) -> float:
     return min(1.0, int(100 * gpus / wanting) / 100) if wanting else 0.0
 
 
+def _has_token() -> bool:
+    """Whether this user has a token for clusters that ask for one."""
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return named or (Path.home() / ".ray" / "auth_token").is_file()
+
+
 def _require_listener(address: str) -> None:
     """Ray itself looks for minutes for a cluster that is not there.
 
     Raises:
-        LaunchError: nobody accepts connections at `address`, where it names a host and port.
+        LaunchError: nobody accepts connections at `address`, or at the one that `auto` stands for.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return
+    named = address
+    if address == "auto":
+        noted = Path(os.environ.get("RAY_TMPDIR", "/tmp/ray")) / "ray_current_cluster"
+        named = os.environ.get("RAY_ADDRESS") or (noted.read_text().strip() if noted.is_file() else "")
+    host, _, port = named.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # `local`, or Ray has to find it out
     try:
         socket.create_connection((host.strip("[]"), int(port)), LISTENS_WITHIN_S).close()
     except OSError as error:
         raise LaunchError(
-            f"no Ray cluster at {address}: {error.strerror or error} (start one with `ray start --head`, or use "
+            f"no Ray cluster at {named}: {error.strerror or error} (start one with `ray start --head`, or use "
             "--address local)"
         ) from None
 
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:WORDS_CHARACTERS] if lines else type(error).__name__

@@ -120,6 +120,34 @@ def test_overrides_may_stand_after_options() -> None:
         _parse(["doctor", "x=1"])
 
 
+def test_the_learner_may_have_to_resume_or_only_if_it_can() -> None:
+    base = ["learner", "c.yaml", "--connect", "tcp://h:1"]
+    assert _parse(base).resume == "no"
+    assert _parse([*base, "--resume"]).resume == "must"
+    assert _parse([*base, "--resume", "auto"]).resume == "auto"
+    assert _parse([*base, "--resume=auto", "a.b=1"]).overrides == ["a.b=1"]
+    arguments = _parse(["learner", "--resume", "c.yaml", "--connect", "tcp://h:1", "--resume", "a.b=1"])
+    assert (arguments.config, arguments.resume, arguments.overrides) == ("c.yaml", "must", ["a.b=1"])
+    with pytest.raises(SystemExit):
+        _parse([*base, "--resume=perhaps"])
+
+
+def test_roles_are_launched_on_ray_and_nowhere_else_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = _parse(["launch", "c.yaml", "--on", "ray", "--address", "ray://h:10001", "a.b=1"])
+    assert (arguments.on, arguments.address, arguments.overrides) == ("ray", "ray://h:10001", ["a.b=1"])
+    with pytest.raises(SystemExit):
+        _parse(["launch", "c.yaml", "--on", "slurm"])
+    assert "'ray'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        _parse(["launch", "c.yaml"])
+
+
+def test_the_search_server_can_be_told_to_fail() -> None:
+    words = ["search-server", "pubmed", "--corpus", "c", "--fault-rate", "0.1", "--fault-seed", "3"]
+    arguments = _parse(words)
+    assert (arguments.fault_rate, arguments.fault_seed) == (0.1, 3)
+
+
 def test_every_user_error_exists_and_is_shown_as_one_line() -> None:
     for error_class in load_user_errors():
         assert issubclass(error_class, Exception)

@@ -15,7 +15,7 @@ from deploy.ray_site import RaySite, gpu_share
 from tests.deploy.small_run import ROOT, SMALL, SmallRun
 
 STEPS = 12
-SETTINGS = (*SMALL, f"learner.steps={STEPS}", "actor.count=2", "rewarder.count=2")
+SETTINGS = (*SMALL, f"learner.steps={STEPS}", "actor.threads=2", "rewarder.count=2")
 
 
 def test_files_that_a_node_does_not_have_are_named(tmp_path: Path) -> None:
@@ -43,24 +43,29 @@ def test_a_missing_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         RaySite.connect("auto")
 
 
-def test_a_missing_cluster_is_said() -> None:
+def test_a_missing_cluster_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
-    with pytest.raises(LaunchError, match=r"no Ray cluster at 127.0.0.1:1: "):
-        RaySite.connect("127.0.0.1:1")
+    (tmp_path / "ray_current_cluster").write_text("127.0.0.1:2")  # of a cluster that is gone
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for address, named in (("127.0.0.1:1", "127.0.0.1:1"), ("ray://127.0.0.1:1", "ray://"), ("auto", "127.0.0.1:2")):
+        with pytest.raises(LaunchError, match=f"no Ray cluster at {named}"):
+            RaySite.connect(address)
 
 
 class Nodes:
-    """A Ray cluster on this machine: a head with room for the roles at home, and nodes with room for one actor."""
+    """A Ray cluster on this machine: a head with room for the roles at home, one node for an actor, and a small one."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
         self.cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        for _ in range(2):
-            self.add()
+        self.add(cpus=3)
+        self.add(cpus=1)
 
-    def add(self) -> None:
-        self.cluster.add_node(num_cpus=1)
+    def add(self, cpus: int) -> None:
+        """One more node."""
+        self.cluster.add_node(num_cpus=cpus)
 
     def lose(self, node_id: str) -> None:
         """End a node at once, with everything that runs on it."""
@@ -92,23 +97,24 @@ def test_the_demo_survives_the_loss_of_a_node(nodes: Nodes, demo_folder: Path) -
     command = ("launch", "--on", "ray", "--address", nodes.cluster.address)
     run = SmallRun(demo_folder, "ray", SETTINGS, command).start()
     try:
-        run.wait_for_step(2)
-        run.wait_for(lambda: bool(node_of(run, "actor-0")) and bool(node_of(run, "actor-1")))
-        home, lost = node_of(run, "learner"), node_of(run, "actor-1")
-        assert len({home, lost, node_of(run, "actor-0")}) == 3
-        assert node_of(run, "broker") == node_of(run, "search-server") == home
-        process = run.role("actor-1")
+        run.wait_for_step(3)
+        home, lost = node_of(run, "learner"), node_of(run, "actor-0")
+        assert len(lost) == NODE_DIGITS
+        assert lost != home == node_of(run, "broker") == node_of(run, "search-server")
+        process = run.role("actor-0")
         assert process is not None
         assert process.pid is not None
         nodes.lose(lost)
         run.wait_for(lambda: not psutil.pid_exists(process.pid or 0), seconds=30)
-        run.wait_for(lambda: (state := run.role("actor-1")) is not None and "waits for another" in state.phase)
-        nodes.add()
-        run.wait_for(lambda: node_of(run, "actor-1") not in ("", lost))
-        assert len(lost) == NODE_DIGITS
+        run.wait_for(lambda: (state := run.role("actor-0")) is not None and "waits for another" in state.phase)
+        stands_at = run.step()
+        assert stands_at < STEPS, "its only actor is gone: without a node for it the run cannot end"
+        nodes.add(cpus=3)
+        run.wait_for_step(stands_at + 1)
+        assert node_of(run, "actor-0") not in ("", lost)
         run.finish()
     finally:
         run.end()
-    assert "actor-1 goes on at" in run.launcher_log()
+    assert "actor-0 goes on at" in run.launcher_log()
     run.assert_balanced(steps=STEPS)
     assert run.processes() == []

@@ -61,24 +61,30 @@ def test_every_role_is_killed_and_the_run_comes_to_its_end(run: SmallRun) -> Non
     assert run.processes() == []
 
 
-@pytest.mark.parametrize("run", [("scaled", ["learner.steps=40"])], indirect=True)
-def test_a_fleet_that_grows_and_shrinks_changes_nothing_in_the_audit(run: SmallRun) -> None:
+@pytest.mark.parametrize("run", [("scaled", ["learner.steps=1000"])], indirect=True)
+def test_a_fleet_that_grows_and_shrinks_changes_nothing_in_the_audit(run: SmallRun, demo_folder: Path) -> None:
     run.wait_for_step(2)
     told = deepretrieval(run, "scale", str(run.folder.path), "--actors", "6", "--rewarders", "3")
     assert "actors: 1 → 6, started actor-1, actor-2, actor-3, actor-4, actor-5" in told
-    assert run.launcher is not None
-    assert run.launcher.poll() is None
-    again = deepretrieval(run, *("train", str(ROOT / "configs" / "demo.yaml")), *_same_run(run), status=1)
-    assert "live already" in again, "a second launcher is refused"
+    settings = [f"run.name={run.folder.path.name}", f"run.root={run.folder.path.parent}", *SMALL]
+    told = deepretrieval(run, "train", str(ROOT / "configs" / "demo.yaml"), *settings, status=1)
+    assert "live already" in told, "a second launcher is refused"
     run.wait_for_step(run.step() + 3)
     told = deepretrieval(run, "scale", str(run.folder.path), "--actors", "2")
     assert "actors: 6 → 2, drained actor-2, actor-3, actor-4, actor-5" in told
-    run.finish()
-    run.assert_balanced(steps=40)
+    run.wait_for_step(run.step() + 3)
+    assert run.launcher is not None
+    run.launcher.send_signal(signal.SIGINT)
+    assert "Interrupted and saved" in run.finish(status=130)
     for name in ("actor-1", "actor-5"):
         assert "Traceback" not in (run.folder.logs / f"{name}.log").read_text()
-    assert run.processes() == []
-
-
-def _same_run(run: SmallRun) -> list[str]:
-    return [f"run.name={run.folder.path.name}", f"run.root={run.folder.path.parent}", *SMALL, "learner.steps=40"]
+    steps = run.step() + 2
+    resumed = SmallRun(demo_folder, "scaled", [*SMALL, f"learner.steps={steps}"], ("train", "--resume")).start()
+    try:
+        resumed.wait_for(lambda: resumed.role("rewarder-0") is not None)
+        assert [resumed.role(name) for name in ("actor-1", "rewarder-1")] == [None, None], "the config's numbers"
+        resumed.finish()
+    finally:
+        resumed.end()
+    resumed.assert_balanced(steps)
+    assert resumed.processes() == []
