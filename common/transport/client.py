@@ -195,7 +195,8 @@ class BrokerClient:
         self._status_waiters.append(waiter)
         self._send(m.StatusRequest())
         try:
-            return await asyncio.wait_for(waiter, timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for of Python 3.11 can swallow a cancellation
+                return await waiter
         except TimeoutError:
             raise BrokerUnreachableError(f"the broker at {self.endpoint} does not answer") from None
         finally:

@@ -165,6 +165,7 @@ def act(keys_dir: Path, endpoint: str) -> None:
     async def work() -> None:
         async with peer(endpoint, keys_dir, "actor") as actor:
             actor.serve("rollout", OUTSTANDING)
+            await actor.fleet_status()  # the broker has read what was sent before
             print("ready", flush=True)
             finished = asyncio.create_task(actor.wait_for_state(lambda state: state.finished))
             while not finished.done():
