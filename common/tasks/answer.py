@@ -9,6 +9,10 @@ Each tag of the form occurs exactly once, in this order, with nothing but whites
 think part is allowed, as in the paper's reward, which looks at tags only. The parser is total: any text
 gives an answer or a failure, never an exception, because model-written text must not be able to stop a
 rewarder.
+
+Strict is the default. `strict=False` accepts what the published code of DeepRetrieval accepts too: text outside
+the tags, think tags in the form without reasoning, and other keys beside the one that is wanted (of a key given
+twice the last value counts). The query itself is checked all the same.
 """
 
 from __future__ import annotations
@@ -36,6 +40,19 @@ FailureReason = Literal[
     "empty_query",
     "query_too_long",
 ]
+
+# The tags are wrong; with every other reason they are right and what stands between them is no answer.
+TAG_FAILURES: Final[frozenset[FailureReason]] = frozenset(
+    {
+        "not_text",
+        "invalid_unicode",
+        "missing_tag",
+        "repeated_tag",
+        "unexpected_tag",
+        "tag_order",
+        "text_outside_tags",
+    }
+)
 
 THINK_TAGS: Final = ("<think>", "</think>")
 ANSWER_TAGS: Final = ("<answer>", "</answer>")
@@ -86,8 +103,9 @@ def parse_answer(
     reasoning: bool,
     key: str = "query",
     max_query_chars: int = DEFAULT_MAX_QUERY_CHARS,
+    strict: bool = True,
 ) -> ParsedAnswer | ParseFailure:
-    """Parse one generated text; see the module's docstring for the two forms.
+    """Parse one generated text; see the module's docstring for the two forms and for `strict`.
 
     key is the one key the JSON object must have, and the only one; its value must be a non-empty string
     of at most max_query_chars characters. Never raises, whatever `text` is.
@@ -96,11 +114,11 @@ def parse_answer(
         return ParseFailure("not_text")
     if not _is_utf8(text):
         return ParseFailure("invalid_unicode")
-    sections = _split_tags(text, reasoning)
+    sections = _split_tags(text, reasoning, strict)
     if isinstance(sections, ParseFailure):
         return sections
     think, body = sections
-    query = _parse_object(body, key, max_query_chars)
+    query = _parse_object(body, key, max_query_chars, strict)
     if isinstance(query, ParseFailure):
         return query
     return ParsedAnswer(think=think, query=query)
@@ -115,12 +133,12 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _split_tags(text: str, reasoning: bool) -> tuple[str, str] | ParseFailure:
+def _split_tags(text: str, reasoning: bool, strict: bool) -> tuple[str, str] | ParseFailure:
     """Return (think, answer body), both stripped, or why the tags are wrong."""
     tags = ALL_TAGS if reasoning else ANSWER_TAGS
     for tag in ALL_TAGS:
         found = text.count(tag)
-        if tag not in tags and found:
+        if strict and tag not in tags and found:
             return ParseFailure("unexpected_tag")
         if tag in tags and found != 1:
             return ParseFailure("repeated_tag" if found else "missing_tag")
@@ -134,7 +152,7 @@ def _split_tags(text: str, reasoning: bool) -> tuple[str, str] | ParseFailure:
         parts.append(before.strip())
     parts.append(rest.strip())
     inside, outside = parts[1::2], parts[0::2]
-    if any(outside):
+    if strict and any(outside):
         return ParseFailure("text_outside_tags")
     return (inside[0] if reasoning else "", inside[-1])
 
@@ -150,19 +168,20 @@ def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _parse_object(body: str, key: str, max_query_chars: int) -> str | ParseFailure:
+def _parse_object(body: str, key: str, max_query_chars: int, strict: bool) -> str | ParseFailure:
     """Return the stripped string under `key` of the JSON object `body`."""
     if len(body) > max_query_chars * _MAX_ESCAPED_CHARS + _JSON_OVERHEAD_CHARS:
         return ParseFailure("query_too_long")
+    object_of = _unique_object if strict else dict
     try:
-        value = json.loads(body, object_pairs_hook=_unique_object, parse_constant=_reject_constant)
+        value = json.loads(body, object_pairs_hook=object_of, parse_constant=_reject_constant)
     except _DuplicateKeyError:
         return ParseFailure("duplicate_key")
     except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         return ParseFailure("not_json")
     if not isinstance(value, dict):
         return ParseFailure("not_an_object")
-    if set(value) != {key}:
+    if key not in value or (strict and len(value) > 1):
         return ParseFailure("wrong_keys")
     query = value[key]
     if not isinstance(query, str):

@@ -6,39 +6,32 @@ build it from the same config and agree. It imports neither torch nor a tokenize
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from common.tasks.answer import ParsedAnswer, ParseFailure, parse_answer
+from common.metrics.ranking import distinct, is_ranking_metric, metric_named
+from common.tasks.answer import TAG_FAILURES, ParsedAnswer, ParseFailure, parse_answer
+from common.tasks.outcome import EngineKind, Hits, Outcome
+from common.tasks.own_code import is_own, load_function
+from common.tasks.prompts import answer_format
+from common.tasks.reward import Reward, RewardTable
+from common.tasks.row import Row, TaskRow, as_row
 
 Message = dict[str, str]
 PromptForm = Literal["full", "short"]
+Measure = Callable[[Row, ParsedAnswer, Outcome], float]
 
-
-class TaskRow(Protocol):
-    """One request with its judgments; `common.data.beir.QueryRow` is one.
-
-    text: the user's request. relevant: ids of the relevant documents, at least one. max_date: publication
-    date (YYYY, YYYY/MM or YYYY/MM/DD) up to which the engine may answer, None for no bound; it keeps the
-    engine from returning what was published after the request (leak guard).
-    """
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def relevant(self) -> Sequence[str]: ...
-
-    @property
-    def max_date(self) -> str | None: ...
+LENGTHS = frozenset(ParsedAnswer("", "").lengths())
 
 
 class TaskScore(msgspec.Struct, frozen=True):
-    """reward: what the learner trains on. metrics: named components (recall, precision, …), each a finite
-    number.
+    """reward: what the learner trains on. metrics: every component by name, each a finite number: what was
+    measured (recall, precision, …), `format` (1 well-formed, 0 not), and the parts of the reward, so that nobody
+    has to read them back out of reward values.
     """
 
     reward: float
@@ -46,25 +39,69 @@ class TaskScore(msgspec.Struct, frozen=True):
 
 
 class Task(ABC):
-    """One task family. Subclasses set `name` and `metric`, and write the prompt and the score.
+    """One task family. A subclass sets the class attributes and writes `measure`; the rest may stay as it is.
 
-    name: the module's name under common/tasks. metric: the key of `TaskScore.metrics` that evaluations
-    report.
+    name: the module's name under common/tasks, or what a user's own task is called. metric: the key of
+    `TaskScore.metrics` that evaluations report. measures: every key `measure` may give, if there are more.
+
+    role: opening of the full prompt: who answers, and what the engine understands. request_line: stands above the
+    request. think_about: what to reason about. example: placeholder of the answer.
+
+    needs: fields of a `Row` that must be filled. needs_texts: the outcome must hold the texts of the hits. dated:
+    the engine gets the row's `max_date`. engines: kinds of engine it works with.
     """
 
     name: ClassVar[str]
     metric: ClassVar[str]
+    measures: frozenset[str] = frozenset()
     answer_key: ClassVar[str] = "query"
+    role: str = "You write the one search query that makes the search engine return what the request is about."
+    request_line: str = "Find what this request asks for:"
+    think_about: ClassVar[str] = "which terms matter"
+    example: ClassVar[str] = "your search query"
+    needs: ClassVar[tuple[str, ...]] = ("relevant",)
+    needs_texts: ClassVar[bool] = False
+    dated: bool = False
+    engines: frozenset[EngineKind] = frozenset({"pubmed", "ctgov", "bm25", "dense"})
+    default_top_k: int = 1000
+    default_reward: RewardTable = RewardTable()
 
-    def __init__(self, *, prompt: PromptForm = "full", reasoning: bool = True, prefill: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        prompt: PromptForm = "full",
+        reasoning: bool = True,
+        prefill: bool = False,
+        strict: bool = True,
+        top_k: int | None = None,
+        reward: Reward | Mapping[str, Any] | None = None,
+        metrics: Sequence[str] = (),
+        role: str = "",
+    ) -> None:
         """prompt: "full" explains the task, "short" is the bare request text (for a model warm-started on
-        the format).
+        the format). reasoning: the answer has a think part. prefill: the prompt already ends with the opening
+        tag. strict: how exact the answer's format must be (`common.tasks.answer`).
 
-        reasoning: the answer has a think part. prefill: the prompt already ends with the opening tag.
+        top_k: how many ids the engine is asked for, None: the task's own. reward: changes to the task's own
+        table, or another `Reward`. metrics: more of them, as `recall@10` or `my_module:my_function`. role: own
+        opening of the full prompt.
+
+        Raises ValueError for values that make no sense, and for a reward or metric that cannot be computed.
         """
         self.prompt = prompt
         self.reasoning = reasoning
         self.prefill = prefill
+        self.strict = strict
+        self.role = role or self.role
+        self._top_k = self.default_top_k if top_k is None else top_k
+        if self._top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        if reward is None or isinstance(reward, Mapping):
+            reward = self.default_reward.but(reward or {})
+        self.reward: Reward = reward
+        self._more = self._further_metrics([*metrics, *sorted(reward.metrics)])
+
+    # ------------------------------------------------------------------ the prompt and the answer
 
     @property
     def response_prefix(self) -> str:
@@ -75,33 +112,133 @@ class Task(ABC):
             return ""
         return "<think>\n" if self.reasoning else "<answer>\n"
 
-    @abstractmethod
     def messages(self, row: TaskRow) -> list[Message]:
         """Chat messages, each with keys "role" and "content"."""
+        request = self.request(as_row(row))
+        if self.prompt == "short":
+            return [{"role": "user", "content": request}]
+        form = answer_format(self.reasoning, self.answer_key, self.example, self.think_about)
+        return [
+            {"role": "system", "content": f"{self.role}\n\n{form}"},
+            {"role": "user", "content": f"{self.request_line}\n{request.strip()}"},
+        ]
+
+    def request(self, row: Row) -> str:
+        """What the prompt says of the row; all of a short prompt."""
+        return row.text
 
     def parse(self, text: str) -> ParsedAnswer | ParseFailure:
         """Parse generated text (without the prompt, hence without `response_prefix`). Never raises."""
         if not isinstance(text, str):
             return ParseFailure("not_text")
-        return parse_answer(self.response_prefix + text, reasoning=self.reasoning, key=self.answer_key)
+        return parse_answer(
+            self.response_prefix + text, reasoning=self.reasoning, key=self.answer_key, strict=self.strict
+        )
+
+    # ------------------------------------------------------------------ the score
 
     @property
-    @abstractmethod
     def top_k(self) -> int:
         """How many ids to ask the engine for; the metric looks at no more."""
+        return self._top_k
 
     @abstractmethod
-    def score(self, row: TaskRow, hits: Sequence[str], count: int) -> TaskScore:
-        """Score what the engine returned: hits in the engine's order, count = all matches, returned or
-        not.
+    def measure(self, row: Row, answer: ParsedAnswer, outcome: Outcome) -> dict[str, float]:
+        """Metrics of what the engine returned, `metric` among them. A key may be left out where it has no value
+        (the rank of what was not found); the reward then counts it as not reached.
         """
 
-    @property
-    @abstractmethod
-    def format_reward(self) -> float:
-        """Reward of a text that does not parse; no search is made for it."""
+    def score(self, row: TaskRow, answer: ParsedAnswer | Sequence[str], outcome: Outcome | int) -> TaskScore:
+        """Score a well-formed answer by what the engine returned for it.
+
+        `score(row, ids, count)` scores a ranking alone, without the parts of the reward.
+
+        Raises ValueError if the outcome lacks what the task needs, or if a user's own metric gives no finite
+        number.
+        """
+        full_row = as_row(row)
+        if isinstance(outcome, int) and not isinstance(answer, ParsedAnswer):
+            if any(is_own(name) for name in self._more) or self.reward.metrics & LENGTHS:
+                raise ValueError("this reward looks at the answer: call score(row, answer, outcome)")
+            measured = self._measured(full_row, ParsedAnswer("", ""), Hits(tuple(answer), outcome))
+            return TaskScore(self.reward.grade(measured).total, measured)
+        if isinstance(outcome, int) or not isinstance(answer, ParsedAnswer):
+            raise ValueError("an outcome is scored together with the parsed answer that led to it")
+        measured = self._measured(full_row, answer, outcome)
+        grade = self.reward.grade({**answer.lengths(), **measured})
+        return TaskScore(grade.total, {**measured, "format": 1.0, **grade.parts})
+
+    def malformed_score(self, failure: ParseFailure) -> TaskScore:
+        """Score of a text that does not parse; no search is made for it."""
+        tags = failure.reason in TAG_FAILURES
+        return TaskScore(self.reward.malformed if tags else self.reward.bad_answer, {"format": 0.0})
+
+    def refused_score(self) -> TaskScore:
+        """Score of a well-formed answer whose query the engine refuses (a syntax error, never an outage)."""
+        return TaskScore(self.reward.refused, {"format": 1.0, "refused": 1.0})
 
     @property
-    @abstractmethod
+    def format_reward(self) -> float:
+        """Reward of a text without the right tags; no search is made for it."""
+        return self.reward.malformed
+
+    @property
     def bad_query_reward(self) -> float:
         """Reward of a well-formed answer whose query the engine refuses (a syntax error, never an outage)."""
+        return self.reward.refused
+
+    def check_row(self, row: TaskRow) -> None:
+        """Raises ValueError naming the field that this task needs and the row lacks."""
+        full_row = as_row(row)
+        missing = [name for name in self.needs if not getattr(full_row, name)]
+        if missing:
+            raise ValueError(f"row {full_row.id!r} has no {missing[0]}, which the task {self.name} is scored by")
+
+    # ------------------------------------------------------------------ inside
+
+    def _measured(self, row: Row, answer: ParsedAnswer, outcome: Outcome) -> dict[str, float]:
+        measured = self.measure(row, answer, outcome)
+        if isinstance(outcome, Hits):
+            measured["results"] = float(outcome.count)
+        for name, function in self._more.items():
+            try:
+                value = function(row, answer, outcome)
+            except Exception as error:  # a user's own code may raise anything
+                raise ValueError(f"the metric {name} failed on row {row.id!r}: {error!r}") from error
+            if not (isinstance(value, (int, float)) and math.isfinite(value)):
+                raise ValueError(f"the metric {name} gave {value!r} for row {row.id!r}: it must be a finite number")
+            measured[name] = float(value)
+        return measured
+
+    def _further_metrics(self, names: Sequence[str]) -> dict[str, Measure]:
+        """Functions of the metrics that `measure` does not give. Raises ValueError for a name nobody knows."""
+        given = {self.metric, *self.measures, *LENGTHS, "results"}
+        functions: dict[str, Measure] = {}
+        for name in names:
+            if name in given:
+                continue
+            if is_own(name):
+                functions[name] = load_function(name, "metric")
+            elif is_ranking_metric(name) and "relevant" in self.needs:
+                functions[name] = self._on_hits(name)
+            else:
+                known = ", ".join(sorted(given))
+                raise ValueError(f"task {self.name} has no metric {name!r}: it measures {known}; see docs/rewards.md")
+        return functions
+
+    def _on_hits(self, name: str) -> Measure:
+        metric = metric_named(name)
+
+        def measure(row: Row, answer: ParsedAnswer, outcome: Outcome) -> float:
+            return metric(distinct(ranking_of(self, outcome).ids, self.top_k), row.judgments)
+
+        return measure
+
+
+def ranking_of(task: Task, outcome: Outcome) -> Hits:
+    """The outcome, if it is a ranking with what the task needs. Raises ValueError."""
+    if not isinstance(outcome, Hits):
+        raise ValueError(f"the task {task.name} scores rankings; engines for it: {', '.join(sorted(task.engines))}")
+    if task.needs_texts and outcome.texts is None:
+        raise ValueError(f"the task {task.name} needs the texts of the hits, which this engine does not return")
+    return outcome

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from common.config import Config
 from common.tasks import Task, load_task
-from common.tasks.publication_search import RewardTable
+
+_RENAMED = {"recall_weight": "metric_weight"}
 
 
 def task_of(config: Config) -> Task:
@@ -13,7 +14,10 @@ def task_of(config: Config) -> Task:
     Raises:
         ValueError: unknown task, or a reward table that makes no sense.
     """
-    reward = RewardTable(**config.task.reward.model_dump())
+    given = config.task.reward.model_dump(exclude_unset=True)
+    reward = {_RENAMED.get(key, key): value for key, value in given.items() if value is not None}
+    if reward.get("kind") == "recall":
+        reward["kind"] = "metric"
     return load_task(
         config.task.name,
         prompt=config.task.prompt,

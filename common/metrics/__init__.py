@@ -1,0 +1,1 @@
+"""Pure metrics: of a ranking against judgments (`ranking`), and of passages against answers (`answers`)."""
