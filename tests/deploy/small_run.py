@@ -47,6 +47,7 @@ class SmallRun:
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "DEEPRETRIEVAL_CACHE": cache}
         self.environment.pop("WANDB_MODE", None)
         self.launcher: subprocess.Popen[str] | None = None
+        self._killed: set[int] = set()
 
     def start(self) -> SmallRun:
         """Start the launcher."""
@@ -117,12 +118,17 @@ class SmallRun:
         return next((state for state in report.roles if state.name == name), None) if report else None
 
     def kill(self, name: str) -> None:
-        """SIGKILL, once the role has a process."""
-        self.wait_for(lambda: (state := self.role(name)) is not None and state.pid is not None)
+        """SIGKILL, once the role has a process; one that was killed here before is not meant."""
+        self.wait_for(lambda: self._living_pid(name) is not None)
+        pid = self._living_pid(name)
+        assert pid is not None
+        self._killed.add(pid)
+        os.kill(pid, signal.SIGKILL)
+
+    def _living_pid(self, name: str) -> int | None:
         state = self.role(name)
-        assert state is not None
-        assert state.pid is not None
-        os.kill(state.pid, signal.SIGKILL)
+        known = state is not None and state.pid is not None and state.pid not in self._killed
+        return state.pid if state is not None and known and psutil.pid_exists(state.pid or 0) else None
 
     def launcher_log(self) -> str:
         """What the launcher wrote."""
