@@ -17,7 +17,7 @@ from deploy import probes
 Status = Literal["OK", "missing", "broken", "warning"]
 Group = Literal["base", "engines", "learner", "search", "extras", "settings", "machine"]
 
-BASE_PACKAGES = ("aiohttp", "msgpack", "msgspec", "numpy", "pydantic", "pyyaml", "pyzmq", "rich")
+BASE_PACKAGES = ("aiohttp", "msgpack", "msgspec", "numpy", "pydantic", "pyyaml", "pyzmq", "regex", "rich")
 OLDEST_PYTHON = (3, 11)
 PUBMED_HOST = "eutils.ncbi.nlm.nih.gov"
 _TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")

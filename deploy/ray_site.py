@@ -53,14 +53,14 @@ class RaySite(Site):
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own, client = address == "local", address.startswith("ray://")
-        if not own and _has_token():  # Ray does so by itself for `local` and `auto` only
+        _require_listener(address)
+        if not own and _has_token():  # Ray does so by itself for `local` and `auto` only, and reads it when imported
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         try:
             import ray
         except ModuleNotFoundError:
             raise LaunchError("Ray is not installed: pip install 'deepretrieval-async[ray]'") from None
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        _require_listener(address)
         if own:
             quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         try:
@@ -230,7 +230,7 @@ class RayRole(Role):
                 self._note_state(await self._host.state.remote())
             except (errors.ActorDiedError, errors.ActorUnschedulableError) as error:  # for good: it could not be made
                 self._host = None
-                self._end_with(_first_line(error))
+                self._end_with(_first_line(error) + _token_advice())
             except errors.RayTaskError as error:  # the node refused: no memory, no disk
                 self._end_with(_first_line(error))
             except errors.RayError as error:
@@ -260,6 +260,13 @@ def _has_token() -> bool:
     """Whether this user has a token for clusters that ask for one."""
     named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     return named or (Path.home() / ".ray" / "auth_token").is_file()
+
+
+def _token_advice() -> str:
+    """Ray ends an actor without a reason where this process sends a token and its cluster knows of none."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return ""
+    return " (if the cluster was started before there was a token, or without: set RAY_AUTH_MODE=disabled)"
 
 
 def _require_listener(address: str) -> None:
