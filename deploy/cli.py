@@ -202,7 +202,7 @@ def _add_search_server(commands: argparse._SubParsersAction[argparse.ArgumentPar
 
 def _search_server(arguments: argparse.Namespace) -> int:
     from deploy.assets import cache_folder
-    from rewarders.servers.pubmed.app import ServerSettings, run
+    from rewarders.servers.pubmed import ServerSettings, run
 
     run(
         ServerSettings(

@@ -17,7 +17,7 @@ _USER_ERRORS = (
     "common.transport.keys.KeyFileError",
     "common.transport.client.BrokerUnreachableError",
     "rewarders.engines.base.EngineUnavailable",
-    "rewarders.servers.pubmed.app.SearchServerError",
+    "rewarders.servers.hosting.SearchServerError",
     "actors.engine.EngineError",
     "learner.checkpoint.CheckpointError",
     "learner.loop.SupersededError",

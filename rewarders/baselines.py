@@ -20,7 +20,7 @@ from common.tasks.publication_search import retrieval_metrics
 from rewarders.cache import SearchCache
 from rewarders.engines.base import BadQuery, SearchEngine, SearchRequest
 from rewarders.retry import Retrier
-from rewarders.servers.pubmed.text import search_words
+from rewarders.servers.text import search_words
 
 RAREST_K: Final = (1, 2, 3, 4, 5)
 _CONCURRENCY: Final = 16

@@ -20,7 +20,7 @@ from rewarders.engines.base import BadQuery, EngineUnavailable, SearchEngine, Se
 from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
 from rewarders.retry import Retrier, RetryPolicy
 from rewarders.servers.pubmed import ServerSettings, serve
-from rewarders.servers.pubmed.text import search_words
+from rewarders.servers.text import search_words
 
 DOCUMENTS = {
     "d1": ("Aspirin in stroke", "Aspirin lowers the risk of stroke."),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rewarders.servers.ctgov import Index, serve
-from rewarders.servers.pubmed import SearchServerError
+from rewarders.servers.hosting import SearchServerError
 from tests.rewarders.ctgov.serving import TRIALS, Client, record, served, settings_of, small_index
 
 

@@ -19,7 +19,7 @@ from rewarders.engines.ctgov import CtGovEngine, CtGovSettings
 from rewarders.retry import Retrier, RetryPolicy
 from rewarders.servers.ctgov import Index, RunningServer, ServerSettings, serve
 from rewarders.servers.ctgov.faults import Fault, FaultKind, Faults
-from rewarders.servers.pubmed import SearchServerError
+from rewarders.servers.hosting import SearchServerError
 
 TIMEOUT_S = 1.0
 VARIANTS = [(kind, detail) for kind in (FaultKind.INCOMPLETE, FaultKind.TRUNCATED) for detail in (0.0, 0.999)]

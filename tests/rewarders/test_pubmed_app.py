@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from rewarders.servers.pubmed import Index, RunningServer, SearchServerError, ServerSettings, serve
 from rewarders.servers.pubmed.parameters import MAX_RESULTS
-from rewarders.servers.pubmed.quota import SlidingLog
+from rewarders.servers.quota import SlidingLog
 
 DATA = os.environ.get("DEEPRETRIEVAL_DATA")
 needs_recorded = pytest.mark.skipif(DATA is None, reason="needs DEEPRETRIEVAL_DATA")

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.data.beir import DataError, read_corpus, read_split
+from rewarders.servers.dates import date_range, made_up_date
 from rewarders.servers.pubmed import Index, QuerySyntaxError
-from rewarders.servers.pubmed.dates import date_range, made_up_date
 from tests.rewarders.pubmed_oracle import Oracle, OracleDocument, Query, text_of
 
 VOCABULARY = ("heart", "hearts", "heartburn", "lung", "attack", "aspirin", "rate", "the", "of")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rewarders.servers.pubmed.query import MAX_DEPTH, MAX_QUERY_CHARACTERS, QuerySyntaxError, parse
 from rewarders.servers.pubmed.syntax import Group, Term, translation
-from rewarders.servers.pubmed.text import search_words
+from rewarders.servers.text import search_words
 
 
 def understood(text: str) -> str:

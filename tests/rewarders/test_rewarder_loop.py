@@ -23,7 +23,7 @@ from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
 from rewarders.loop import Rewarder, decode_reference
 from rewarders.retry import Retrier, RetryPolicy
 from rewarders.scoring import Scorer
-from rewarders.servers.pubmed.app import RunningServer, ServerSettings, serve
+from rewarders.servers.pubmed import RunningServer, ServerSettings, serve
 
 
 @pytest.fixture

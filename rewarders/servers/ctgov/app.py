@@ -3,72 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from rewarders.servers.ctgov import answers
-from rewarders.servers.ctgov.build import Progress
 from rewarders.servers.ctgov.faults import Faults
-from rewarders.servers.ctgov.hosting import Hosted, host, run_until_signal
 from rewarders.servers.ctgov.index import Index
 from rewarders.servers.ctgov.parameters import StudiesError, StudiesRequest, page_token, studies_request
-from rewarders.servers.pubmed.app import SearchServerError
-from rewarders.servers.pubmed.quota import SlidingLog
+from rewarders.servers.hosting import Hosted, host, run_until_signal
+from rewarders.servers.index_cache import Progress
+from rewarders.servers.traffic import ServerSettings as CommonSettings
+from rewarders.servers.traffic import Traffic
 
 API_FOLDER = "/api/v2"
 MAX_URL_CHARACTERS = 8_000
 # Above this size one search may hold up the event loop for a millisecond and more, so it goes to a thread.
 INLINE_RECORDS = 20_000
-CLIENTS_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """What to serve, and how like the real service it is.
+class ServerSettings(CommonSettings):
+    """What to serve, and how like the real service it is (which publishes no limit and sends no rate headers).
 
     Args:
         corpus: folder of study records or BEIR folder (see `records`).
-        port: 0 takes a free one.
-        cache_folder: where indexes are kept; None for the user's cache folder.
-        latency_ms, jitter_ms: each answer takes `latency_ms` plus uniformly 0 to `jitter_ms` milliseconds.
-        quota, window_s: at most `quota` requests per client address in any `window_s` seconds, others get status 429;
-            None for no limit. (The real service publishes no limit and sends no rate headers.)
-        retry_after_s: value of a Retry-After header on 429; None for no such header.
         data_timestamp: what /version says; None for one made from the records.
-        seed: of the jitter.
-        fault_rate: share of the requests that fail (`faults.FaultKind`), 0 to below 1.
-        fault_seed: of the sequence of faults.
-        fault_late_s: seconds before a late answer, one of the faults, leaves.
     """
 
-    corpus: Path
-    host: str = "127.0.0.1"
-    port: int = 0
-    cache_folder: Path | None = None
-    latency_ms: float = 0.0
-    jitter_ms: float = 0.0
-    quota: int | None = None
-    window_s: float = 1.0
-    retry_after_s: float | None = None
     data_timestamp: str | None = None
-    seed: int = 0
-    fault_rate: float = 0.0
-    fault_seed: int = 0
-    fault_late_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if min(self.latency_ms, self.jitter_ms, self.fault_late_s) < 0:
-            raise SearchServerError("latency, jitter and the delay of late answers must not be negative")
-        if not 0.0 <= self.fault_rate < 1.0:
-            raise SearchServerError(f"the fault rate must be at least 0 and below 1, got {self.fault_rate:g}")
-        if self.quota is not None and (self.quota < 1 or self.window_s <= 0):
-            raise SearchServerError("a quota needs at least 1 request and a window longer than 0 seconds")
 
 
 class CtGovApp:
@@ -77,11 +42,8 @@ class CtGovApp:
     def __init__(self, index: Index, settings: ServerSettings) -> None:
         self._index = index
         self._settings = settings
-        self._logs: dict[str, SlidingLog] = {}
-        self._random = random.Random(settings.seed)
+        self._traffic = Traffic(settings)
         self._faults = Faults(settings.fault_rate, settings.fault_seed, settings.fault_late_s)
-        self._requests = 0
-        self._refused = 0
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -92,15 +54,7 @@ class CtGovApp:
         return application
 
     async def health(self, _: web.Request) -> web.Response:
-        state: dict[str, object] = {
-            "status": "ok",
-            "documents": len(self._index),
-            "requests": self._requests,
-            "refused": self._refused,
-        }
-        if self._settings.fault_rate:
-            state["faults"] = dict(self._faults.counts)
-        return web.json_response(state)
+        return web.json_response(self._traffic.health(len(self._index), self._faults.counts))
 
     async def not_found(self, _: web.Request) -> web.Response:
         return web.Response(status=404, text=answers.NOT_FOUND_PAGE, content_type="text/html")
@@ -113,37 +67,16 @@ class CtGovApp:
 
     async def _serve(self, request: web.Request, answer: Callable[[], Any]) -> web.Response:
         """The quota comes before anything else and costs no latency."""
-        self._requests += 1
+        self._traffic.requests += 1
         if len(request.raw_path) > MAX_URL_CHARACTERS:
             return web.Response(status=414, text=answers.TOO_LONG_PAGE, content_type="text/html")
-        if not self._admits(request.remote or "unknown"):
-            self._refused += 1
-            return self._refusal()
+        verdict = self._traffic.admit(request.remote or "unknown")
+        if verdict is not None and not verdict.admitted:
+            return web.Response(status=429, text="Too Many Requests", headers=self._traffic.refusal_headers)
         fault = self._faults.draw()  # before the latency, so that the sequence follows the order of arrival
-        await self._wait()
+        await self._traffic.wait()
         response: web.Response = await (answer() if fault is None else self._faults.deliver(fault, request, answer))
         return response
-
-    # Quota and latency.
-
-    def _admits(self, client: str) -> bool:
-        if self._settings.quota is None:
-            return True
-        if client not in self._logs:
-            if len(self._logs) >= CLIENTS_KEPT:
-                self._logs.pop(next(iter(self._logs)))
-            self._logs[client] = SlidingLog(self._settings.quota, self._settings.window_s)
-        return self._logs[client].admit(time.monotonic()).admitted
-
-    def _refusal(self) -> web.Response:
-        wait = self._settings.retry_after_s
-        headers = {} if wait is None else {"Retry-After": f"{wait:g}"}
-        return web.Response(status=429, text="Too Many Requests", headers=headers)
-
-    async def _wait(self) -> None:
-        delay_ms = self._settings.latency_ms + self._random.uniform(0.0, self._settings.jitter_ms)
-        if delay_ms > 0:
-            await asyncio.sleep(delay_ms / 1000)
 
     # Answers.
 
@@ -214,25 +147,13 @@ def run(settings: ServerSettings, progress: Progress | None = None, say: Callabl
         DataError, SearchServerError: as `serve`.
     """
 
-    def build() -> Index:
-        return Index.of_corpus(settings.corpus, settings.cache_folder, progress)
-
-    async def start(index: Index) -> RunningServer:
-        return await serve(settings, index)
-
     def describe(server: RunningServer) -> str:
-        parts = _description(settings, server.index)
+        parts = settings.description(f"{len(server.index):,} trials")
         return f"ClinicalTrials.gov search server: {server.studies_url} ({parts}); Ctrl-C stops it"
 
-    run_until_signal(build, start, describe, say)
-
-
-def _description(settings: ServerSettings, index: Index) -> str:
-    parts = [f"{len(index):,} trials"]
-    if settings.latency_ms or settings.jitter_ms:
-        parts.append(f"latency {settings.latency_ms:g} ms + up to {settings.jitter_ms:g} ms")
-    if settings.quota is not None:
-        parts.append(f"quota {settings.quota} per {settings.window_s:g} s")
-    if settings.fault_rate:
-        parts.append(f"{settings.fault_rate:.0%} of the requests fail")
-    return ", ".join(parts)
+    run_until_signal(
+        lambda: Index.of_corpus(settings.corpus, settings.cache_folder, progress),
+        lambda index: serve(settings, index),
+        describe,
+        say,
+    )

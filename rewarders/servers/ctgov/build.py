@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from common.data.beir import DataError
 from rewarders.servers.ctgov.areas import FIELDS, RANGE_FIELDS, TEXT_FIELDS, Field, Kind
 from rewarders.servers.ctgov.records import Record, data_files, nct_id, read_records, values_at
 from rewarders.servers.ctgov.values import span_of
-from rewarders.servers.pubmed.text import search_words
+from rewarders.servers.index_cache import Progress, cached_index, default_cache_folder
+from rewarders.servers.text import search_words
 
 # Part of the file name: an index written by other code is never opened.
 INDEX_FORMAT = 1
@@ -25,8 +25,6 @@ INDEX_FORMAT = 1
 # phrase runs from one value into the next, and a phrase with a mark is bound to the begin or end of a value.
 VALUE_START, VALUE_END = "\ue000", "\ue001"
 
-Progress = Callable[[int, int], None]
-"""Called with (records done, records in all)."""
 
 _COLUMNS = ", ".join(field.column for field in TEXT_FIELDS)
 # Records are numbered by rank: 1 is the one first posted last; records without that date come last.
@@ -40,12 +38,6 @@ _INSERT_WORDS = f"INSERT INTO words (rowid, {_COLUMNS}) VALUES (?{', ?' * len(TE
 _PHASE = re.compile(r"PHASE(?=\d$)")
 
 
-def default_cache_folder() -> Path:
-    """The folder for indexes where none is named: below `$XDG_CACHE_HOME`, or else `~/.cache`."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "deepretrieval" / "ctgov"
-
-
 def ensure_index(corpus: Path, cache_folder: Path | None = None, progress: Progress | None = None) -> Path:
     """Path of the index of a folder, which is built if no index of the same content is in the cache.
 
@@ -53,23 +45,11 @@ def ensure_index(corpus: Path, cache_folder: Path | None = None, progress: Progr
         DataError: the records are missing or broken, or the index cannot be written.
     """
     digest = _fingerprint(corpus)
-    folder = cache_folder or default_cache_folder()
-    path = folder / f"{digest[:32]}-ctgov-v{INDEX_FORMAT}.sqlite"
-    if path.is_file():
-        return path
-    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _build(corpus, unfinished, digest, progress or (lambda done, total: None))
-        unfinished.replace(path)
-    except (OSError, sqlite3.OperationalError) as error:
-        raise DataError(
-            f"cannot write the search index in {folder}: {error}: free space or name another folder"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-    return path
+    folder = cache_folder or default_cache_folder("ctgov")
+    report = progress or (lambda done, total: None)
+    return cached_index(
+        folder, f"{digest[:32]}-ctgov-v{INDEX_FORMAT}.sqlite", lambda target: _build(corpus, target, digest, report)
+    )
 
 
 def _fingerprint(corpus: Path) -> str:

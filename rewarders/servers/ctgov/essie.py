@@ -21,7 +21,7 @@ from rewarders.servers.ctgov.areas import BASIC_SEARCH, Area, Field, Kind, area_
 from rewarders.servers.ctgov.lexemes import EssieError, Lexeme, lexemes_of
 from rewarders.servers.ctgov.syntax import And, Coverage, Everything, Expansion, Missing, Node, Not, Or, Range, Term
 from rewarders.servers.ctgov.values import bound_of, span_of
-from rewarders.servers.pubmed.text import search_words
+from rewarders.servers.text import search_words
 
 MAX_QUERY_CHARACTERS = 20_000
 MAX_DEPTH = 50

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import cast
 
 from aiohttp import web
 
 from rewarders.servers.ctgov import answers
-
-Answer = Callable[[], Awaitable[web.Response]]
+from rewarders.servers.faults import Answer, Fault, FaultSequence, closed, cut_short
 
 
 class FaultKind(Enum):
@@ -36,14 +31,6 @@ class FaultKind(Enum):
     INCOMPLETE = "incomplete"
     CLOSED = "closed"
     LATE = "late"
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A fault to be. `detail` in [0, 1) chooses among its variants, e.g. where an answer is cut."""
-
-    kind: FaultKind
-    detail: float
 
 
 def _html(title: str) -> str:
@@ -64,29 +51,13 @@ _PAGES = {
 }
 
 
-class Faults:
-    """Decides which requests fail, and how: the same sequence for the same seed, in order of arrival.
-
-    Args:
-        rate: share of requests that fail.
-        late_s: seconds before a late answer leaves; longer than any client should wait.
-    """
+class Faults(FaultSequence[FaultKind]):
+    """The faults of ClinicalTrials.gov; see `FaultSequence`."""
 
     def __init__(self, rate: float, seed: int, late_s: float) -> None:
-        self._rate = rate
-        self._random = random.Random(seed)
-        self._late_s = late_s
-        self.counts: Counter[str] = Counter()
+        super().__init__(FaultKind, rate, seed, late_s)
 
-    def draw(self) -> Fault | None:
-        """The fate of the next request: None if it is answered properly."""
-        if self._random.random() >= self._rate:
-            return None
-        fault = Fault(self._random.choice(list(FaultKind)), self._random.random())
-        self.counts[fault.kind.value] += 1
-        return fault
-
-    async def deliver(self, fault: Fault, request: web.Request, answer: Answer) -> web.Response:
+    async def deliver(self, fault: Fault[FaultKind], request: web.Request, answer: Answer) -> web.Response:
         """Fail `request`; `answer` gives what would have been said without the fault."""
         match fault.kind:
             case FaultKind.TRUNCATED:
@@ -94,7 +65,7 @@ class Faults:
             case FaultKind.INCOMPLETE:
                 return _without_studies(await answer(), fault.detail)
             case FaultKind.CLOSED:
-                return _closed(request)
+                return closed(request)
             case FaultKind.LATE:
                 await asyncio.sleep(self._late_s)
                 return await answer()
@@ -103,13 +74,10 @@ class Faults:
 
 
 def _cut(response: web.Response, detail: float) -> web.Response:
-    """The answer without its end: at least its first character, never its last. A refusal is not cut, because half of
-    it is still a refusal."""
-    text = cast(str, response.text).rstrip()
+    """The answer without its end. A refusal is not cut, because half of it is still a refusal."""
     if response.status != 200:
         return web.Response(status=502, text=_html("502 Bad Gateway"), content_type="text/html")
-    kept = 1 + int(detail * (len(text) - 1))
-    return web.Response(text=text[:kept], content_type=response.content_type, charset="UTF-8")
+    return cut_short(response, detail)
 
 
 def _without_studies(response: web.Response, detail: float) -> web.Response:
@@ -121,10 +89,3 @@ def _without_studies(response: web.Response, detail: float) -> web.Response:
     body["studies"] = studies[: int(detail * len(studies))]
     body.pop("nextPageToken", None)
     return web.json_response(body)
-
-
-def _closed(request: web.Request) -> web.Response:
-    """Cut the connection. The response returned is for the framework and goes nowhere."""
-    if request.transport is not None:
-        request.transport.abort()
-    return web.Response()

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from common.data.beir import DataError
 from rewarders.servers.ctgov.areas import FIELDS, RELEVANCE_WEIGHTS, Area, Field
-from rewarders.servers.ctgov.build import VALUE_END, VALUE_START, Progress, ensure_index
+from rewarders.servers.ctgov.build import VALUE_END, VALUE_START, ensure_index
 from rewarders.servers.ctgov.syntax import (
     And,
     Coverage,
@@ -34,6 +34,7 @@ from rewarders.servers.ctgov.syntax import (
     Term,
     positive_terms,
 )
+from rewarders.servers.index_cache import Progress
 
 Flags = npt.NDArray[np.bool_]
 

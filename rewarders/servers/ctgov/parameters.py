@@ -14,7 +14,7 @@ from rewarders.servers.ctgov.essie import parse
 from rewarders.servers.ctgov.index import RELEVANCE, Search, SortKey
 from rewarders.servers.ctgov.lexemes import EssieError
 from rewarders.servers.ctgov.syntax import Coverage, Node, Or, Term
-from rewarders.servers.pubmed.text import search_words
+from rewarders.servers.text import search_words
 
 DEFAULT_PAGE_SIZE = 10
 MAX_PAGE_SIZE = 1000

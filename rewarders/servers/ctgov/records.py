@@ -16,7 +16,7 @@ from typing import Any
 from common.data.beir import CORPUS_FILE, DataError, Document, read_corpus
 from rewarders.servers.ctgov.areas import Kind
 from rewarders.servers.ctgov.values import span_of
-from rewarders.servers.pubmed.dates import made_up_date
+from rewarders.servers.dates import made_up_date
 
 Record = dict[str, Any]
 _PHASES = {f"phase {number}": f"PHASE{number}" for number in range(1, 5)} | {

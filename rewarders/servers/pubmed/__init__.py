@@ -6,9 +6,11 @@ dates, truncation. Not implemented: automatic term mapping and MeSH (tags of voc
 abstract), proximity, PubMed's Best Match (`sort=relevance` is BM25).
 """
 
-from rewarders.servers.pubmed.app import RunningServer, SearchServerError, ServerSettings, run, serve
+from rewarders.servers.hosting import SearchServerError
+from rewarders.servers.pubmed.app import RunningServer, run, serve
 from rewarders.servers.pubmed.index import Index, SearchResult
 from rewarders.servers.pubmed.query import ParsedQuery, QuerySyntaxError, parse
+from rewarders.servers.traffic import ServerSettings
 
 __all__ = [
     "Index",

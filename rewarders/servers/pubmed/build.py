@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from common.data.beir import CORPUS_FILE, DataError, Document, read_corpus
-from rewarders.servers.pubmed.dates import date_range, made_up_date
-from rewarders.servers.pubmed.text import search_words
+from rewarders.servers.dates import date_range, made_up_date
+from rewarders.servers.index_cache import Progress, cached_index, default_cache_folder
+from rewarders.servers.text import search_words
 
 # Part of the file name: an index written by other code is never opened.
 INDEX_FORMAT = 2
-
-Progress = Callable[[int, int], None]
-"""Called with (documents done, documents in all)."""
 
 # Both tables are numbered by rank: 1 is the newest document; of the documents of one day the last in the corpus
 # is the newest, as if the file had grown over time.
@@ -30,12 +27,6 @@ _BY_DATE = "FROM staging ORDER BY pub_date DESC, position DESC"
 _RANK = "row_number() OVER (ORDER BY pub_date DESC, position DESC)"
 
 
-def default_cache_folder() -> Path:
-    """The folder for indexes where none is named: below `$XDG_CACHE_HOME`, or else `~/.cache`."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "deepretrieval" / "pubmed"
-
-
 def ensure_index(corpus: Path, cache_folder: Path | None = None, progress: Progress | None = None) -> Path:
     """Path of the index of a BEIR folder, which is built if no index of the same content is in the cache.
 
@@ -43,23 +34,11 @@ def ensure_index(corpus: Path, cache_folder: Path | None = None, progress: Progr
         DataError: the corpus is missing or has a broken line, or the index cannot be written.
     """
     digest, lines = _fingerprint(corpus / CORPUS_FILE)
-    folder = cache_folder or default_cache_folder()
-    path = folder / f"{digest[:32]}-v{INDEX_FORMAT}.sqlite"
-    if path.is_file():
-        return path
-    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _build(corpus, unfinished, lines, progress or (lambda done, total: None))
-        unfinished.replace(path)
-    except (OSError, sqlite3.OperationalError) as error:
-        raise DataError(
-            f"cannot write the search index in {folder}: {error}: free space or name another folder"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-    return path
+    folder = cache_folder or default_cache_folder("pubmed")
+    report = progress or (lambda done, total: None)
+    return cached_index(
+        folder, f"{digest[:32]}-v{INDEX_FORMAT}.sqlite", lambda target: _build(corpus, target, lines, report)
+    )
 
 
 def _fingerprint(path: Path) -> tuple[str, int]:

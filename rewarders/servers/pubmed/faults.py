@@ -7,18 +7,12 @@ under status 200. Every kind is an outage to a careful client. None is a wrong q
 from __future__ import annotations
 
 import asyncio
-import random
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from enum import Enum
-from typing import cast
 
 from aiohttp import web
 
+from rewarders.servers.faults import Answer, Fault, FaultSequence, closed, cut_short
 from rewarders.servers.pubmed import answers
-
-Answer = Callable[[], Awaitable[web.Response]]
 
 
 class FaultKind(Enum):
@@ -34,14 +28,6 @@ class FaultKind(Enum):
     TRUNCATED = "truncated"
     CLOSED = "closed"
     LATE = "late"
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A fault to be. `detail` in [0, 1) chooses among its variants, e.g. where an answer is cut."""
-
-    kind: FaultKind
-    detail: float
 
 
 _PAGES = {
@@ -74,30 +60,14 @@ BACKEND_FAILURES = (
 _KEY_LIMIT = 10
 
 
-class Faults:
-    """Decides which requests fail, and how: the same sequence for the same seed, in order of arrival.
-
-    Args:
-        rate: share of requests that fail.
-        late_s: seconds before a late answer leaves; longer than any client should wait.
-    """
+class Faults(FaultSequence[FaultKind]):
+    """NCBI's faults; see `FaultSequence`."""
 
     def __init__(self, rate: float, seed: int, late_s: float) -> None:
-        self._rate = rate
-        self._random = random.Random(seed)
-        self._late_s = late_s
-        self.counts: Counter[str] = Counter()
-
-    def draw(self) -> Fault | None:
-        """The fate of the next request: None if it is answered properly."""
-        if self._random.random() >= self._rate:
-            return None
-        fault = Fault(self._random.choice(list(FaultKind)), self._random.random())
-        self.counts[fault.kind.value] += 1
-        return fault
+        super().__init__(FaultKind, rate, seed, late_s)
 
     async def deliver(
-        self, fault: Fault, request: web.Request, identity: str, as_json: bool, answer: Answer
+        self, fault: Fault[FaultKind], request: web.Request, identity: str, as_json: bool, answer: Answer
     ) -> web.Response:
         """Fail `request`.
 
@@ -113,9 +83,9 @@ class Faults:
             case FaultKind.BACKEND:
                 return _backend_failure(fault.detail, as_json)
             case FaultKind.TRUNCATED:
-                return _cut(await answer(), fault.detail)
+                return cut_short(await answer(), fault.detail)
             case FaultKind.CLOSED:
-                return _closed(request)
+                return closed(request)
             case FaultKind.LATE:
                 await asyncio.sleep(self._late_s)
                 return await answer()
@@ -128,17 +98,3 @@ def _backend_failure(detail: float, as_json: bool) -> web.Response:
     if as_json:
         return web.Response(text=answers.json_error(message), content_type="application/json", charset="UTF-8")
     return web.Response(text=answers.xml_error(message), content_type="text/xml", charset="UTF-8")
-
-
-def _cut(response: web.Response, detail: float) -> web.Response:
-    """The answer without its end: at least its first character, never its last."""
-    text = cast(str, response.text).rstrip()
-    kept = 1 + int(detail * (len(text) - 1))
-    return web.Response(text=text[:kept], content_type=response.content_type, charset="UTF-8")
-
-
-def _closed(request: web.Request) -> web.Response:
-    """Cut the connection. The response returned is for the framework and goes nowhere."""
-    if request.transport is not None:
-        request.transport.abort()
-    return web.Response()

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.beir import DataError
-from rewarders.servers.pubmed.build import Progress, ensure_index
-from rewarders.servers.pubmed.dates import date_range
+from rewarders.servers.dates import date_range
+from rewarders.servers.index_cache import Progress
+from rewarders.servers.pubmed.build import ensure_index
 from rewarders.servers.pubmed.fields import ALL_FIELDS, PUBLICATION_DATE, Field
 from rewarders.servers.pubmed.query import ParsedQuery, parse
 from rewarders.servers.pubmed.syntax import (
@@ -37,7 +38,7 @@ from rewarders.servers.pubmed.syntax import (
     Unindexed,
     translation,
 )
-from rewarders.servers.pubmed.text import STOPWORDS, search_words
+from rewarders.servers.text import STOPWORDS, search_words
 
 Sort = Literal["pub_date", "relevance"]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rewarders.servers.pubmed.dates import date_range
+from rewarders.servers.dates import date_range
 from rewarders.servers.pubmed.index import Sort
 
 DEFAULT_RETMAX = 20

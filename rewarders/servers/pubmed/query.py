@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from rewarders.servers.pubmed.dates import date_range
+from rewarders.servers.dates import date_range
 from rewarders.servers.pubmed.fields import ALL_FIELDS, FILTER_FIELD, Field, FieldKind, field_of
 from rewarders.servers.pubmed.syntax import (
     DateRange,
@@ -29,7 +29,7 @@ from rewarders.servers.pubmed.syntax import (
     Term,
     Unindexed,
 )
-from rewarders.servers.pubmed.text import STOPWORDS, search_words
+from rewarders.servers.text import STOPWORDS, search_words
 
 MAX_QUERY_CHARACTERS = 20_000
 MAX_DEPTH = 64

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from rewarders.servers.pubmed.dates import written_date
+from rewarders.servers.dates import written_date
 from rewarders.servers.pubmed.fields import ALL_FIELDS, Field
 
 

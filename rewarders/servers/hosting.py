@@ -11,9 +11,11 @@ from typing import Self, TypeVar
 
 from aiohttp import web
 
-from rewarders.servers.pubmed.app import SearchServerError
-
 MAX_LINE_BYTES = 1 << 17
+
+
+class SearchServerError(RuntimeError):
+    """The server cannot start. The message is one line and says what to do."""
 
 
 class Hosted:
@@ -52,7 +54,7 @@ async def host(application: web.Application, place: str, port: int) -> web.AppRu
     Raises:
         SearchServerError: the port cannot be had.
     """
-    # Signals are left to whoever owns the event loop.
+    # No access log: it would hold API keys. Signals are left to whoever owns the event loop.
     runner = web.AppRunner(
         application, access_log=None, handle_signals=False, shutdown_timeout=1.0, max_line_size=MAX_LINE_BYTES
     )
