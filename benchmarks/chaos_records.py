@@ -11,9 +11,10 @@ import msgspec
 from benchmarks.chaos_audit import Line, Records, Rules
 from common import messages as m
 from common.config import Config
-from common.data.beir import QueryRow, read_split
+from common.data.beir import read_split
 from common.run_folder import RunFolder
 from common.scores import Unavailable
+from common.tasks import Row
 from common.tasks.from_config import task_of
 from common.tracking.dispositions_log import read_dispositions
 from common.tracking.samples_log import read_samples
@@ -83,7 +84,7 @@ async def true_rewards(config: Config, prompts: PromptStream, samples: Sequence[
         scorer = Scorer(task_of(config), engine, sort=search.sort)
         turns = asyncio.Semaphore(SCORED_AT_ONCE)
 
-        async def reward(text: str, row: QueryRow) -> float:
+        async def reward(text: str, row: Row) -> float:
             async with turns:
                 score = await scorer.score_text(text, row)
             if isinstance(score, Unavailable):

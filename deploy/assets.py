@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from common.config import Config
-from common.data.beir import read_split
+from common.data.rows import read_requests
 from deploy.errors import LaunchError
 from deploy.processes import KEEP_MEMORY
 
@@ -50,7 +50,7 @@ def prepare_corpus(config: Config) -> Path:
             f"data.corpus {corpus} is not a folder: point it at a BEIR folder (corpus.jsonl, queries.jsonl, qrels/)"
         )
     for split in (config.data.train_split, config.data.heldout_split):
-        if not read_split(corpus, split):
+        if not read_requests(corpus, split):
             raise LaunchError(f"qrels/{split}.tsv in {corpus} judges no request: choose another data.*_split")
     return corpus
 

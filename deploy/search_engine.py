@@ -8,7 +8,7 @@ import time
 from urllib.parse import urlsplit
 
 from common.config import Config
-from common.data.beir import read_split
+from common.data.rows import read_requests
 from common.run_folder import RunFolder
 from common.statistics import bootstrap_interval
 from common.tracking.heldout import write_baselines
@@ -59,19 +59,20 @@ async def check_engine(config: Config) -> None:
 async def measure_baselines(config: Config, folder: RunFolder) -> dict[str, float]:
     """Mean recall of the fixed rewrites of the held-out requests, written to the run folder too; {} if it cannot be
     measured."""
+    from common.tasks.from_config import task_of
     from rewarders.baselines import evaluate_baselines
     from rewarders.engines.base import EngineUnavailable
     from rewarders.engines.pubmed import PubMedEngine
     from rewarders.retry import Retrier, RetryPolicy
 
     data, search = config.data, config.search
-    rows = read_split(data.corpus, data.heldout_split)[: data.heldout_limit]
+    rows = read_requests(data.corpus, data.heldout_split)[: data.heldout_limit]
     # Nobody waits for these, so they may wait for a server that is restarted, or told to fail.
     patient = Retrier(RetryPolicy(attempts=20, budget_ratio=1.0, budget_burst=1000.0))
     try:
         async with PubMedEngine(pubmed_settings(config)) as engine:
             recalls = await evaluate_baselines(
-                rows, engine, data.corpus, retmax=search.retmax, sort=search.sort, retrier=patient
+                rows, engine, data.corpus, retmax=task_of(config).top_k, sort=search.sort, retrier=patient
             )
     except EngineUnavailable as error:  # a figure to compare with, not a reason to end the run
         logger.warning("the baselines could not be measured: %s", error)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from common import messages as m
-from common.data.beir import QueryRow
 from common.scores import InvalidOutput, Scored
-from common.tasks import Task
+from common.tasks import Row, Task
 from common.tracking.heldout import HeldoutResult, HeldoutRow
 from learner.prompts import EVAL_TICKETS_FROM, make_ticket
 
@@ -21,7 +20,7 @@ class Evaluation:
             some may answer with newer ones.
     """
 
-    def __init__(self, number: int, version: int, rows: Sequence[QueryRow], task: Task, max_tokens: int) -> None:
+    def __init__(self, number: int, version: int, rows: Sequence[Row], task: Task, max_tokens: int) -> None:
         self.version = version
         self._rows = rows
         self._metric = task.metric

@@ -18,9 +18,8 @@ import torch
 
 from common import messages as m
 from common.config import Config
-from common.data.beir import QueryRow
 from common.run_folder import RunFolder
-from common.tasks import Task
+from common.tasks import Row, Task
 from common.tracking.dispositions_log import TRAINED
 from common.tracking.heldout import write_heldout
 from common.tracking.tracker import Tracker
@@ -98,7 +97,7 @@ class LearnerParts:
     weights: WeightServer
     weights_key: str
     prompts: PromptStream
-    heldout: list[QueryRow]
+    heldout: list[Row]
     task: Task
     tracker: Tracker
     stop_requested: Callable[[], bool]

@@ -13,7 +13,7 @@ import torch
 
 from common import messages as m
 from common.config import Config
-from common.data.beir import read_split
+from common.data.rows import read_requests
 from common.run_folder import RunFolder
 from common.tasks.from_config import task_of
 from common.tracking.tracker import Tracker
@@ -119,7 +119,7 @@ def _lead(
 ) -> bool:
     """Rank 0: open the connections, run the loop, close them again."""
     corpus = Path(config.data.corpus)
-    heldout = read_split(corpus, config.data.heldout_split)[: config.data.heldout_limit]
+    heldout = read_requests(corpus, config.data.heldout_split)[: config.data.heldout_limit]
     task = task_of(config)
     keys = load_run_keys(folder.keys, "learner")
     folder.heldout.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def _lead(
         weights=weights,
         weights_key=keys.own.public.decode(),
         prompts=PromptStream(
-            read_split(corpus, config.data.train_split), task, _train_sampling(config), config.run.seed
+            read_requests(corpus, config.data.train_split), task, _train_sampling(config), config.run.seed
         ),
         heldout=heldout,
         task=task,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from common import messages as m
-from common.data.beir import QueryRow
-from common.tasks import Task
+from common.tasks import Row, Task
+from common.tasks.row import to_reference
 
 EVAL_TICKETS_FROM = 1 << 48  # ids of evaluation tickets; positions of the prompt stream stay below
 
@@ -22,16 +22,18 @@ class PromptStream:
         seed: of the epochs' orders.
     """
 
-    def __init__(self, rows: Sequence[QueryRow], task: Task, sampling: m.Sampling, seed: int) -> None:
+    def __init__(self, rows: Sequence[Row], task: Task, sampling: m.Sampling, seed: int) -> None:
         if not rows:
             raise ValueError("there is no training request: data.train_split has no judged request")
+        for row in rows:
+            task.check_row(row)
         self._rows = rows
         self._task = task
         self._sampling = sampling
         self._seed = seed
         self._order = lru_cache(maxsize=4)(self._shuffled)
 
-    def row(self, position: int) -> QueryRow:
+    def row(self, position: int) -> Row:
         """The request at a position."""
         return self._rows[self._order(position // len(self._rows))[position % len(self._rows)]]
 
@@ -51,7 +53,7 @@ class PromptStream:
 def make_ticket(
     ticket_id: int,
     kind: str,
-    row: QueryRow,
+    row: Row,
     task: Task,
     sampling: m.Sampling,
     *,
@@ -65,7 +67,7 @@ def make_ticket(
         prompt_id=row.id,
         epoch=epoch,
         messages=tuple(m.ChatMessage(**message) for message in task.messages(row)),
-        reference={"text": row.text, "relevant": list(row.relevant), "max_date": row.max_date},
+        reference=to_reference(row),
         sampling=sampling,
         min_version=min_version,
     )

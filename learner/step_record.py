@@ -71,5 +71,10 @@ def describe_groups(groups: Sequence[m.ScoredGroup], version: int, metric: str) 
         values = [score.metrics[key] for score in scores if key in score.metrics]
         if values:
             figures[name] = float(np.mean(values))
+    for name in sorted({name for score in scores for name in score.metrics} - set(LENGTHS.values())):
+        # Over the samples that have it: `format` over all of them, a rank over those that found something.
+        figures[f"metric/{name}"] = float(np.mean([score.metrics[name] for score in scores if name in score.metrics]))
+    reasons = Counter(score.reason for score in scores if isinstance(score, InvalidOutput))
+    figures |= {f"invalid/{reason}": count / len(scores) for reason, count in reasons.items()}
     figures |= {f"staleness/tokens_at_{age}": float(count) for age, count in sorted(histogram.items())}
     return figures

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from common.data.beir import read_corpus
-from common.tasks import TaskRow
-from common.tasks.publication_search import retrieval_metrics
+from common.metrics.ranking import retrieval_metrics
+from common.tasks import Row
 from rewarders.cache import SearchCache
 from rewarders.engines.base import BadQuery, SearchEngine, SearchRequest
 from rewarders.retry import Retrier
@@ -57,7 +57,7 @@ def best_rarest(recalls: Mapping[str, Sequence[float]]) -> str:
 
 
 async def evaluate_baselines(
-    rows: Sequence[TaskRow],
+    rows: Sequence[Row],
     engine: SearchEngine,
     corpus_dir: str | Path,
     *,
@@ -90,7 +90,7 @@ class _Searcher:
         self._cache = SearchCache()
         self._turns = asyncio.Semaphore(_CONCURRENCY)
 
-    async def recalls(self, queries: Iterable[str], rows: Sequence[TaskRow]) -> list[float]:
+    async def recalls(self, queries: Iterable[str], rows: Sequence[Row]) -> list[float]:
         tasks = [asyncio.ensure_future(self._recall(query, row)) for query, row in zip(queries, rows, strict=True)]
         try:
             return await asyncio.gather(*tasks)
@@ -98,7 +98,7 @@ class _Searcher:
             for task in tasks:  # the first failure ends the evaluation: ask nothing more
                 task.cancel()
 
-    async def _recall(self, query: str, row: TaskRow) -> float:
+    async def _recall(self, query: str, row: Row) -> float:
         if not query.split():
             return 0.0
         request = SearchRequest(query, retmax=self._retmax, sort=self._sort, max_date=row.max_date)

@@ -18,6 +18,8 @@ import msgspec
 
 from common import messages as m
 from common.scores import InvalidOutput, Score, Scored, Unavailable
+from common.tasks import Row
+from common.tasks.row import from_reference
 from common.transport.client import Assignment, BrokerClient
 from rewarders.cache import CacheStats
 from rewarders.scoring import Scorer
@@ -26,14 +28,6 @@ logger = logging.getLogger(__name__)
 
 RELEASE_DELAY_S = 2.0
 DRAIN_S = 30.0
-
-
-class ScoringReference(msgspec.Struct, frozen=True):
-    """What a ticket's `reference` holds for search tasks: the request and its judgments (a `TaskRow`)."""
-
-    text: str
-    relevant: tuple[str, ...]
-    max_date: str | None = None
 
 
 class Rewarder:
@@ -120,16 +114,16 @@ class Rewarder:
         self._client.set_status(f"scoring {len(self._tasks)} groups", waits_for, counters)
 
 
-def decode_reference(reference: dict[str, Any]) -> ScoringReference:
+def decode_reference(reference: dict[str, Any]) -> Row:
     """The judgments in a ticket.
 
     Raises:
-        MessageError: they are not those of a search task.
+        MessageError: they are not a task's row.
     """
     try:
-        return msgspec.convert(reference, ScoringReference)
-    except msgspec.ValidationError as error:
-        raise m.MessageError(f"the ticket's reference is not that of a search task: {error}") from None
+        return from_reference(reference)
+    except ValueError as error:
+        raise m.MessageError(f"the ticket's reference is {error}") from None
 
 
 def final_scores(scores: Sequence[Score]) -> tuple[Scored | InvalidOutput, ...]:

@@ -5,7 +5,7 @@ The sections follow the roles, so that the owner of a key is the process that re
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -25,30 +25,40 @@ class RunConfig(Section):
 
 
 class RewardConfig(Section):
-    """How a search result becomes a reward."""
+    """How what was measured becomes a reward; null leaves the task's own value (docs/rewards.md)."""
 
-    kind: Literal["tiers", "recall", "mixture"] = Field(
-        "tiers", description="The original's tier table, recall itself, or a mixture of both"
+    kind: Literal["tiers", "metric", "mixture"] | None = Field(
+        None, description="A tier table, the metric itself (continuous), or a mixture of both"
     )
-    recall_weight: float = Field(0.5, ge=0, le=1, description="Share of recall in a mixture")
-    scale: float = Field(1.0, description="Factor on recall (`kind: recall` and `mixture`)")
-    tiers: tuple[tuple[float, float], ...] = Field(
-        ((0.7, 5.0), (0.5, 4.0), (0.4, 3.0), (0.3, 1.0), (0.1, 0.5), (0.05, 0.1)),
-        description="(recall at least, reward) from the highest threshold down",
+    metric: str | dict[str, float] | None = Field(
+        None, description="Metric, or metrics with weights, or my_module:my_function"
     )
-    miss: float = Field(-3.5, description="Reward of a query whose recall is below every tier")
-    bad_query: float = Field(-4.0, description="Reward of a query the engine refuses as wrong")
-    format_bonus: float = Field(1.0, description="Added where the answer could be parsed")
-    format_penalty: float = Field(-4.0, description="Whole reward of an answer that could not be parsed")
+    metric_weight: float | None = Field(None, ge=0, le=1, description="Share of the continuous part in a mixture")
+    scale: float | None = Field(None, description="Factor on the metric (`kind: metric` and `mixture`)")
+    tiers: tuple[tuple[float, float], ...] | None = Field(
+        None, description="(threshold, reward): falling thresholds of the metric, or rising ranks"
+    )
+    miss: float | None = Field(None, description="Reward beyond every tier")
+    bad_query: float | None = Field(None, description="Reward of a query the engine refuses as wrong")
+    format_bonus: float | None = Field(None, description="Added where the answer could be parsed")
+    format_penalty: float | None = Field(None, description="Whole reward of a text without the right tags")
+    json_penalty: float | None = Field(None, description="Whole reward of right tags around no usable answer")
+    bonus_needs_gain: bool | None = Field(None, description="Add the bonus only where something was earned")
+    costs: dict[str, dict[str, float | str]] = Field(
+        {}, description="Metric -> {free, each, most, per: unit or doubling}: what too much of it costs"
+    )
 
 
 class TaskConfig(Section):
     """What the policy is asked to do and how it is judged."""
 
-    name: str = Field("publication_search", description="Task family")
+    name: str = Field("publication_search", description="Task family, or your own as my_module:MyTask")
     prompt: Literal["full", "short"] = Field("full", description="Instructions and request, or the bare request")
     reasoning: bool = Field(True, description="Answers carry a <think> part before the query")
-    reward: RewardConfig = Field(default_factory=RewardConfig, description="Reward table")
+    strict: bool = Field(True, description="Nothing but the tags and one key; false: as lenient as the original")
+    metrics: tuple[str, ...] = Field((), description="More metrics: recall@10, f0.5, my_module:my_function")
+    options: dict[str, Any] = Field({}, description="Options of the task, as dataset or retriever (docs/rewards.md)")
+    reward: RewardConfig = Field(default_factory=RewardConfig, description="Changes to the task's reward table")
 
 
 class DataConfig(Section):
@@ -72,7 +82,9 @@ class SearchConfig(Section):
     """The search engine the rewarders ask."""
 
     url: str | None = Field(None, description="E-utilities base URL; null: start the local server over data.corpus")
-    retmax: int = Field(3000, ge=1, le=9999, description="Ids asked for per query (PubMed gives at most 9,999)")
+    retmax: int | None = Field(
+        None, ge=1, le=9999, description="Ids asked for per query (PubMed gives at most 9,999); null: the task's own"
+    )
     sort: Literal["relevance", "pub_date"] = Field("pub_date", description="Order in which the engine cuts at retmax")
     timeout_s: PositiveFloat = Field(20.0, description="Deadline of one request in seconds")
     attempts: PositiveInt = Field(3, description="Tries of one query before it counts as unavailable")

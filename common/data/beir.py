@@ -1,7 +1,7 @@
 """A reader of folders in BEIR layout: `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`.
 
-The layout is that of Thakur et al. 2021 (arXiv 2104.08663). Nothing here needs more than the standard library, so
-that a rewarder host or a search server can read a corpus without the packages of the learner.
+The layout is that of Thakur et al. 2021 (arXiv 2104.08663). Nothing here needs more than the base install, so that
+a rewarder host or a search server can read a corpus without the packages of the learner.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from common.tasks.row import Row
 
 CORPUS_FILE = "corpus.jsonl"
 QUERIES_FILE = "queries.jsonl"
@@ -38,21 +40,6 @@ class Query:
 
     id: str
     text: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class QueryRow:
-    """A request with its relevant documents: what one training prompt or one held-out prompt is made from.
-
-    `relevant` holds the ids judged above zero, best grade first and otherwise in the order of the judgments.
-    `max_date` (YYYY/MM/DD) bounds the publication date of what a search may return; None leaves it open.
-    """
-
-    id: str
-    text: str
-    relevant: tuple[str, ...]
-    max_date: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -107,8 +94,11 @@ def splits(folder: str | Path) -> list[str]:
     return sorted(path.stem for path in (Path(folder) / "qrels").glob("*.tsv"))
 
 
-def read_split(folder: str | Path, split: str) -> list[QueryRow]:
+def read_split(folder: str | Path, split: str) -> list[Row]:
     """Requests of one split that have at least one relevant document, in the order of the judgments.
+
+    `relevant` holds the ids judged above zero, best grade first and otherwise in the order of the judgments; grades
+    are left out where all are 1.
 
     Raises:
         DataError: as the readers above, or a judgment names a request that `queries.jsonl` does not hold.
@@ -126,7 +116,9 @@ def read_split(folder: str | Path, split: str) -> list[QueryRow]:
                 "add the request or remove its judgments"
             )
         query = queries[query_id]
-        rows.append(QueryRow(query.id, query.text, relevant, _max_date(query), query.metadata))
+        judged = tuple(float(grades[document]) for document in relevant)
+        graded = () if set(judged) == {1.0} else judged
+        rows.append(Row(query.id, query.text, relevant, _max_date(query), query.metadata, graded))
     return rows
 
 

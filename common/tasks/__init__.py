@@ -15,7 +15,7 @@ from common.tasks.base import Message, Task, TaskScore
 from common.tasks.outcome import Execution, Hits, Outcome
 from common.tasks.own_code import is_own, load_object
 from common.tasks.reward import Reward, RewardTable
-from common.tasks.row import Row, TaskRow
+from common.tasks.row import Row
 
 __all__ = [
     "Execution",
@@ -28,7 +28,6 @@ __all__ = [
     "RewardTable",
     "Row",
     "Task",
-    "TaskRow",
     "TaskScore",
     "load_task",
     "task_names",

@@ -19,7 +19,7 @@ from common.tasks.outcome import EngineKind, Hits, Outcome
 from common.tasks.own_code import is_own, load_function
 from common.tasks.prompts import answer_format
 from common.tasks.reward import Reward, RewardTable
-from common.tasks.row import Row, TaskRow, as_row
+from common.tasks.row import Row
 
 Message = dict[str, str]
 PromptForm = Literal["full", "short"]
@@ -112,9 +112,9 @@ class Task(ABC):
             return ""
         return "<think>\n" if self.reasoning else "<answer>\n"
 
-    def messages(self, row: TaskRow) -> list[Message]:
+    def messages(self, row: Row) -> list[Message]:
         """Chat messages, each with keys "role" and "content"."""
-        request = self.request(as_row(row))
+        request = self.request(row)
         if self.prompt == "short":
             return [{"role": "user", "content": request}]
         form = answer_format(self.reasoning, self.answer_key, self.example, self.think_about)
@@ -148,23 +148,13 @@ class Task(ABC):
         (the rank of what was not found); the reward then counts it as not reached.
         """
 
-    def score(self, row: TaskRow, answer: ParsedAnswer | Sequence[str], outcome: Outcome | int) -> TaskScore:
+    def score(self, row: Row, answer: ParsedAnswer, outcome: Outcome) -> TaskScore:
         """Score a well-formed answer by what the engine returned for it.
-
-        `score(row, ids, count)` scores a ranking alone, without the parts of the reward.
 
         Raises ValueError if the outcome lacks what the task needs, or if a user's own metric gives no finite
         number.
         """
-        full_row = as_row(row)
-        if isinstance(outcome, int) and not isinstance(answer, ParsedAnswer):
-            if any(is_own(name) for name in self._more) or self.reward.metrics & LENGTHS:
-                raise ValueError("this reward looks at the answer: call score(row, answer, outcome)")
-            measured = self._measured(full_row, ParsedAnswer("", ""), Hits(tuple(answer), outcome))
-            return TaskScore(self.reward.grade(measured).total, measured)
-        if isinstance(outcome, int) or not isinstance(answer, ParsedAnswer):
-            raise ValueError("an outcome is scored together with the parsed answer that led to it")
-        measured = self._measured(full_row, answer, outcome)
+        measured = self._measured(row, answer, outcome)
         grade = self.reward.grade({**answer.lengths(), **measured})
         return TaskScore(grade.total, {**measured, "format": 1.0, **grade.parts})
 
@@ -177,22 +167,11 @@ class Task(ABC):
         """Score of a well-formed answer whose query the engine refuses (a syntax error, never an outage)."""
         return TaskScore(self.reward.refused, {"format": 1.0, "refused": 1.0})
 
-    @property
-    def format_reward(self) -> float:
-        """Reward of a text without the right tags; no search is made for it."""
-        return self.reward.malformed
-
-    @property
-    def bad_query_reward(self) -> float:
-        """Reward of a well-formed answer whose query the engine refuses (a syntax error, never an outage)."""
-        return self.reward.refused
-
-    def check_row(self, row: TaskRow) -> None:
+    def check_row(self, row: Row) -> None:
         """Raises ValueError naming the field that this task needs and the row lacks."""
-        full_row = as_row(row)
-        missing = [name for name in self.needs if not getattr(full_row, name)]
+        missing = [name for name in self.needs if not getattr(row, name)]
         if missing:
-            raise ValueError(f"row {full_row.id!r} has no {missing[0]}, which the task {self.name} is scored by")
+            raise ValueError(f"row {row.id!r} has no {missing[0]}, which the task {self.name} is scored by")
 
     # ------------------------------------------------------------------ inside
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from common.config import Config
 from common.tasks import Task, load_task
-
-_RENAMED = {"recall_weight": "metric_weight"}
 
 
 def task_of(config: Config) -> Task:
     """Build the task of a run.
 
     Raises:
-        ValueError: unknown task, or a reward table that makes no sense.
+        ValueError: unknown task or option, or a reward table that makes no sense.
     """
-    given = config.task.reward.model_dump(exclude_unset=True)
-    reward = {_RENAMED.get(key, key): value for key, value in given.items() if value is not None}
-    if reward.get("kind") == "recall":
-        reward["kind"] = "metric"
-    return load_task(
-        config.task.name,
-        prompt=config.task.prompt,
-        reasoning=config.task.reasoning,
-        top_k=config.search.retmax,
-        reward=reward,
-    )
+    task = config.task
+    options: dict[str, Any] = {
+        "prompt": task.prompt,
+        "reasoning": task.reasoning,
+        "strict": task.strict,
+        "metrics": task.metrics,
+        "reward": {key: value for key, value in task.reward.model_dump().items() if value is not None},
+    }
+    if config.search.retmax is not None:
+        options["top_k"] = config.search.retmax
+    twice = sorted(set(options) & set(task.options))
+    if twice:
+        raise ValueError(f"task.options.{twice[0]}: this has a key of its own, set it there")
+    return load_task(task.name, **options, **task.options)

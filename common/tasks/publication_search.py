@@ -15,8 +15,6 @@ from common.tasks.base import Task, ranking_of
 from common.tasks.outcome import EngineKind, Outcome
 from common.tasks.row import Row
 
-__all__ = ["TASK", "PublicationSearch", "retrieval_metrics"]
-
 _ROLE: Final = """\
 You are a clinical specialist who searches the biomedical literature for systematic reviews. You get a \
 request and write the one search query that makes the search engine return the publications the request is \

@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
-
-
-class TaskRow(Protocol):
-    """The least a row has; `Row` and `common.data.beir.QueryRow` are rows."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def relevant(self) -> tuple[str, ...]: ...
-
-    @property
-    def max_date(self) -> str | None: ...
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -64,19 +51,12 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
         return dict(zip(self.relevant, self.grades or (1.0,) * len(self.relevant), strict=True))
 
 
-def as_row(row: TaskRow) -> Row:
-    """The row itself, or a `Row` of what a simpler one has."""
-    if isinstance(row, Row):
-        return row
-    return Row(id=getattr(row, "id", ""), text=row.text, relevant=tuple(row.relevant), max_date=row.max_date)
-
-
-def to_reference(row: TaskRow) -> dict[str, Any]:
+def to_reference(row: Row) -> dict[str, Any]:
     """What a ticket carries of a row, ready for MessagePack: the fields that are not empty.
 
     The tables stand in the prompt and are left out.
     """
-    fields: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(as_row(row), tables=""))
+    fields: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(row, tables=""))
     # Lists, because that is what MessagePack gives back: a ticket equals itself after a journey.
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 

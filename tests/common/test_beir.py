@@ -96,6 +96,7 @@ def test_a_split_holds_judged_requests_best_grade_first(tmp_path: Path) -> None:
     qrels = "query-id\tcorpus-id\tscore\nq2\ta\t1\nq2\tb\t2\nq2\tc\t0\nq2\td\t1\nq3\ta\t0\nq1\ta\t1\n"
     rows = read_split(write_folder(tmp_path, queries=queries, qrels=qrels), "train")
     assert [(row.id, row.relevant) for row in rows] == [("q2", ("b", "a", "d")), ("q1", ("a",))]
+    assert [row.grades for row in rows] == [(2.0, 1.0, 1.0), ()]
     assert [row.max_date for row in rows] == ["2020/01/31", None]
 
 

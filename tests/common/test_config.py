@@ -28,7 +28,8 @@ def test_file_and_overrides_are_merged_and_the_name_comes_from_the_file(config_f
 
 
 def test_resolved_yaml_reads_back_to_the_same_config(config_file: Path, tmp_path: Path) -> None:
-    config = load_config(config_file, ["task.reward.kind=recall"])
+    changes = ["task.reward.kind=metric", "task.metrics=[recall@10]", "task.options={role: me}"]
+    config = load_config(config_file, changes)
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(to_yaml(config))
     assert load_config(resolved) == config

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from common.data import demo_lexicon as lexicon
-from common.data.beir import QueryRow, read_corpus, read_split
+from common.data.beir import read_corpus, read_split
 from common.data.demo_world import build_demo_world
+from common.tasks import Row
 
 RETMAX = 50
 WORD = re.compile(r"[^\W_]+")
@@ -29,7 +30,7 @@ class NewestFirstSearch:
         self.database.execute("CREATE VIRTUAL TABLE words USING fts5vocab(text, row)")
         self.frequency = dict(self.database.execute("SELECT term, doc FROM words"))
 
-    def recall(self, query: str, row: QueryRow) -> float:
+    def recall(self, query: str, row: Row) -> float:
         found = self.database.execute(
             "SELECT id FROM text WHERE text MATCH ? ORDER BY day DESC, rowid LIMIT ?", (query, RETMAX)
         )
@@ -39,10 +40,10 @@ class NewestFirstSearch:
 @dataclass
 class DemoWorld:
     search: NewestFirstSearch
-    train: list[QueryRow]
-    held_out: list[QueryRow]
+    train: list[Row]
+    held_out: list[Row]
 
-    def mean_recall(self, query: Callable[[QueryRow], str]) -> float:
+    def mean_recall(self, query: Callable[[Row], str]) -> float:
         return sum(self.search.recall(query(row), row) for row in self.held_out) / len(self.held_out)
 
 
@@ -52,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> DemoWorld:
     return DemoWorld(NewestFirstSearch(folder), read_split(folder, "train"), read_split(folder, "test"))
 
 
-def words(row: QueryRow) -> list[str]:
+def words(row: Row) -> list[str]:
     return list(dict.fromkeys(WORD.findall(row.text.lower())))
 
 
@@ -67,14 +68,14 @@ def test_neither_the_raw_request_nor_joining_its_words_is_good(world: DemoWorld,
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_the_rarest_words_are_not_good(world: DemoWorld, count: int) -> None:
-    def rarest(row: QueryRow) -> str:
+    def rarest(row: Row) -> str:
         known = [word for word in words(row) if word in world.search.frequency]
         return quoted(sorted(known, key=world.search.frequency.__getitem__)[:count], " AND ")
 
     assert world.mean_recall(rarest) < 0.2
 
 
-def drug_names(row: QueryRow) -> tuple[str, str]:
+def drug_names(row: Row) -> tuple[str, str]:
     """Generic and brand name of the drug that is asked for, read off the request alone."""
     joined = r"\b(\w+)(?: \(|, sold as |, that is | or )(\w+)"
     pairs = [pair for pair in re.findall(joined, row.text) if "placebo" not in pair]
@@ -82,14 +83,14 @@ def drug_names(row: QueryRow) -> tuple[str, str]:
     return names
 
 
-def condition(row: QueryRow) -> str:
+def condition(row: Row) -> str:
     """The first word of the condition; the request names exactly one."""
     (name,) = {names[0] for names in lexicon.CONDITIONS if names[0] in row.text}
     return next(word for word in WORD.findall(name) if len(word) > 1)
 
 
 def test_both_names_of_the_drug_and_a_word_of_the_condition_are_good(world: DemoWorld) -> None:
-    def strategy(row: QueryRow) -> str:
+    def strategy(row: Row) -> str:
         return f"({quoted(list(drug_names(row)), ' OR ')}) AND {quoted([condition(row)], '')}"
 
     assert world.mean_recall(strategy) >= 0.7

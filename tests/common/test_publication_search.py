@@ -7,20 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.data.beir import QueryRow
 from common.metrics.ranking import retrieval_metrics
-from common.tasks import Hits, ParsedAnswer, ParseFailure, load_task, task_names
+from common.tasks import Hits, ParsedAnswer, ParseFailure, Row, load_task, task_names
 from common.tasks.publication_search import PublicationSearch
 from common.tasks.reward import SEARCH_TIERS, RewardTable
 
 ANSWER = ParsedAnswer("why", "a query")
-ROW = QueryRow("q1", "P: adults with asthma\nI: inhaled steroids\n", ("1", "2", "3", "4"))
+ROW = Row("q1", "P: adults with asthma\nI: inhaled steroids\n", ("1", "2", "3", "4"))
 
 
 def reward_at(recall: Fraction, task: PublicationSearch) -> float:
     """The reward of a search that finds exactly this share of the relevant ids."""
     relevant = [str(number) for number in range(recall.denominator)]
-    row = QueryRow("q", "text", tuple(relevant))
+    row = Row("q", "text", tuple(relevant))
     return task.score(row, ANSWER, Hits(relevant[: recall.numerator], recall.numerator)).reward
 
 
@@ -38,8 +37,8 @@ def test_totals_of_the_published_tier_table(recall: str, reward: float) -> None:
 
 def test_penalties_of_the_published_table() -> None:
     task = PublicationSearch()
-    assert task.format_reward == -4.0
-    assert task.bad_query_reward == -3.0
+    assert task.malformed_score(ParseFailure("missing_tag")).reward == -4.0
+    assert task.refused_score().reward == -3.0
 
 
 @given(st.fractions(0, 1, max_denominator=300))
@@ -98,12 +97,6 @@ def test_score_names_its_components() -> None:
         "reward_format": 1.0,
         "reward_answer": 0.5,
     }
-    assert score.reward == 1.5
-
-
-def test_ids_and_count_alone_are_scored_too() -> None:
-    score = PublicationSearch(top_k=2).score(ROW, ["1", "9", "2"], 123)
-    assert score.metrics == {"recall": 0.25, "precision": 0.5, "results": 123.0}
     assert score.reward == 1.5
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from common import messages as m
-from common.data.beir import QueryRow
 from common.scores import InvalidOutput, Scored
+from common.tasks import Row
 from common.tasks.publication_search import PublicationSearch
 from learner.evaluation import Evaluation
 from learner.fleet_figures import FleetFigures
 from learner.prompts import EVAL_TICKETS_FROM, PromptStream
 from learner.step_record import describe_groups, is_zero_variance, staleness_histogram, train_samples
 
-ROWS = [QueryRow(f"q{n}", f"request {n}", (str(n),)) for n in range(7)]
+ROWS = [Row(f"q{n}", f"request {n}", (str(n),)) for n in range(7)]
 TASK = PublicationSearch(prompt="short", reasoning=False)
 SAMPLING = m.Sampling(samples=2, temperature=1.0, top_p=1.0, max_tokens=8)
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.data.beir import QueryRow, read_split
+from common.data.beir import read_split
+from common.tasks import Row
 from rewarders.baselines import (
     baseline_queries,
     best_rarest,
@@ -98,9 +99,9 @@ def test_queries_of_one_request() -> None:
 async def test_recalls_per_request(corpus: Path) -> None:
     engine = WordEngine()
     rows = [
-        QueryRow("q1", "risk of stroke", ("d1", "d2")),
-        QueryRow("q2", "aspirin unicorns (", ("d1", "d4")),
-        QueryRow("q3", "risk of stroke", ("d4",)),
+        Row("q1", "risk of stroke", ("d1", "d2")),
+        Row("q2", "aspirin unicorns (", ("d1", "d4")),
+        Row("q3", "risk of stroke", ("d4",)),
     ]
     recalls = await evaluate_baselines(rows, engine, corpus, retmax=2)
     assert recalls["original"] == [1.0, 0.0, 0.0]
@@ -116,7 +117,7 @@ async def test_an_outage_is_not_a_recall_of_zero(corpus: Path) -> None:
     engine.down = True
     with pytest.raises(EngineUnavailable):
         await evaluate_baselines(
-            [QueryRow("q1", "risk", ("d1",))],
+            [Row("q1", "risk", ("d1",))],
             engine,
             corpus,
             retmax=2,

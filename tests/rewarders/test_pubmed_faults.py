@@ -15,8 +15,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from common.data.beir import QueryRow
 from common.scores import InvalidOutput, Score, Scored, Unavailable
+from common.tasks import Row
 from common.tasks.publication_search import PublicationSearch
 from rewarders.engines.base import EngineMisconfigured, EngineUnavailable, SearchRequest
 from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
@@ -191,7 +191,7 @@ def test_impossible_settings_are_refused(changes: dict[str, float]) -> None:
 
 # ---------------------------------------------------------------------- helpers
 
-_ROW = QueryRow("q1", "does aspirin help", ("1", "2", "3", "4"))
+_ROW = Row("q1", "does aspirin help", ("1", "2", "3", "4"))
 
 
 async def _no_wait(_: float) -> None:

@@ -66,7 +66,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 def ticket(number: int) -> m.Ticket:
-    reference = {"text": "hearts", "relevant": ["0"], "max_date": None}
+    reference = {"id": "q", "text": "hearts", "relevant": ["0"], "max_date": None}
     sampling = m.Sampling(samples=3, temperature=1.0, top_p=1.0, max_tokens=8)
     return m.Ticket(number, "train", "q", 0, (m.ChatMessage("user", "hearts"),), reference, sampling, 0)
 
@@ -129,5 +129,5 @@ async def test_while_the_engine_is_down_no_score_is_invented(world: World) -> No
 
 
 def test_a_reference_of_another_task_is_refused() -> None:
-    with pytest.raises(m.MessageError, match="not that of a search task"):
+    with pytest.raises(m.MessageError, match="not a task's row"):
         decode_reference({"sql": "SELECT 1"})

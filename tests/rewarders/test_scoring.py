@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.data.beir import QueryRow
 from common.scores import InvalidOutput, Scored, Unavailable
+from common.tasks import Row
 from common.tasks.publication_search import PublicationSearch
 from rewarders.engines.base import BadQuery, EngineUnavailable, SearchEngine, SearchRequest, SearchResult
 from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
@@ -18,7 +18,7 @@ from rewarders.retry import Retrier, RetryPolicy
 from rewarders.scoring import Scorer
 from rewarders.servers.pubmed import ServerSettings, serve
 
-ROW = QueryRow("q1", "does aspirin help", ("1", "2", "3", "4"), max_date="2020/01/01")
+ROW = Row("q1", "does aspirin help", ("1", "2", "3", "4"), max_date="2020/01/01")
 
 
 class ListedEngine(SearchEngine):
@@ -71,6 +71,10 @@ async def test_scored_query_carries_reward_metrics_and_lengths(scorer: Scorer, e
             "recall": 0.5,
             "precision": 2 / 3,
             "results": 3.0,
+            "format": 1.0,
+            "tier": 0.5,
+            "reward_format": 1.0,
+            "reward_answer": 4.0,
             "think_chars": 5.0,
             "think_words": 2.0,
             "query_chars": 4.0,
@@ -89,7 +93,10 @@ async def test_a_miss_is_scored(scorer: Scorer) -> None:
 
 
 async def test_malformed_text_costs_no_search(scorer: Scorer, engine: ListedEngine) -> None:
-    assert await scorer.score_text("all", ROW) == InvalidOutput(reward=-4.0, reason="missing_tag")
+    refused = InvalidOutput(reward=-4.0, reason="missing_tag", metrics={"format": 0.0})
+    assert await scorer.score_text("all", ROW) == refused
+    broken = await scorer.score_text("<think></think><answer>all</answer>", ROW)
+    assert broken == InvalidOutput(reward=-3.0, reason="not_json", metrics={"format": 0.0})
     assert engine.requests == []
 
 
@@ -133,7 +140,7 @@ async def test_group_of_nothing(scorer: Scorer) -> None:
 
 
 async def test_dates_separate_equal_queries(scorer: Scorer, engine: ListedEngine) -> None:
-    later = QueryRow("q2", "later", ROW.relevant, max_date="2024/01/01")
+    later = Row("q2", "later", ROW.relevant, max_date="2024/01/01")
     await scorer.score_text(answer("all"), ROW)
     await scorer.score_text(answer("all"), later)
     assert [request.max_date for request in engine.requests] == ["2020/01/01", "2024/01/01"]
@@ -160,7 +167,7 @@ async def test_whole_path_over_http_with_a_quota_that_refuses(tmp_path: Path) ->
     documents += [{"_id": "9", "title": "Statins", "text": "a trial of cancer"}]
     (tmp_path / "corpus.jsonl").write_text("\n".join(json.dumps(document) for document in documents))
     local = ServerSettings(corpus=tmp_path, cache_folder=tmp_path / "index", quota=3, window_s=0.3, retry_after_s=0.5)
-    row = QueryRow("q1", "does aspirin help", ("1", "2", "3", "4"))
+    row = Row("q1", "does aspirin help", ("1", "2", "3", "4"))
     queries = ["aspirin AND stroke", "statins", "aspirin AND (", "trial", "unicorns", "aspirin OR statins"]
     async with (
         await serve(local) as server,

@@ -148,4 +148,4 @@ def test_a_reward_of_another_kind() -> None:
 
     task: Task = load_task("publication_search", reward=Lottery())
     assert task.score(ROW, ANSWER, HITS).reward == pytest.approx(40.0)
-    assert (task.format_reward, task.bad_query_reward) == (-1.0, -0.25)
+    assert task.refused_score().reward == -0.25

@@ -7,10 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from common.data.beir import QueryRow
 from common.sql.table import Table
 from common.tasks import Execution, Hits, ParsedAnswer, Row, load_task, task_names
-from common.tasks.row import as_row, from_reference, to_reference
+from common.tasks.row import from_reference, to_reference
 
 FULL_ROW = Row(
     text="who sings does he love me with reba",
@@ -135,19 +134,6 @@ def test_a_row_travels_with_a_ticket_without_its_schema() -> None:
     reference = msgspec.msgpack.decode(msgspec.msgpack.encode(to_reference(FULL_ROW)))
     assert from_reference(reference) == msgspec.structs.replace(FULL_ROW, tables="")
     assert FULL_ROW.tables not in str(reference)
-
-
-def test_a_row_of_a_beir_folder_is_a_row() -> None:
-    simple = QueryRow("q1", "a request", ("1", "2"), "2020/01/01")
-    row = as_row(simple)
-    assert (row.text, row.relevant, row.max_date) == ("a request", ("1", "2"), "2020/01/01")
-    assert row.judgments == {"1": 1.0, "2": 1.0}
-    assert to_reference(simple) == {
-        "text": "a request",
-        "id": "q1",
-        "relevant": ["1", "2"],
-        "max_date": "2020/01/01",
-    }
 
 
 def test_a_reference_without_grades_still_reads() -> None:
