@@ -22,6 +22,7 @@ from deploy.assets import cache_folder
 from learner.checkpoint import BLOB, latest_valid
 from learner.loop import LearnerState
 from learner.prompts import PromptStream
+from rewarders.answerers.search import SearchAnswerer
 from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
 from rewarders.scoring import Scorer
 from rewarders.servers.pubmed import ServerSettings, serve
@@ -81,7 +82,8 @@ async def true_rewards(config: Config, prompts: PromptStream, samples: Sequence[
         await serve(ServerSettings(corpus=corpus, cache_folder=cache_folder() / "indexes")) as server,
         PubMedEngine(PubMedSettings(base_url=server.base_url, api_key_env=None, timeout_s=PATIENCE_S)) as engine,
     ):
-        scorer = Scorer(task_of(config), engine, sort=search.sort)
+        task = task_of(config)
+        scorer = Scorer(task, SearchAnswerer(task, engine, sort=search.sort))
         turns = asyncio.Semaphore(SCORED_AT_ONCE)
 
         async def reward(text: str, row: Row) -> float:

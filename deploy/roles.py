@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from common.broker.server import BrokerServer
 from common.broker.service import USE_GRANT_WITHIN_S, BrokerService, BrokerSettings
@@ -20,9 +20,7 @@ from common.run_folder import RunFolder
 from common.tasks.from_config import task_of
 from common.transport.client import BrokerClient
 from common.transport.keys import load_run_keys
-
-if TYPE_CHECKING:  # a role is imported only where it is started
-    from rewarders.engines.pubmed import PubMedSettings
+from deploy.engines import answerer_of
 
 logger = logging.getLogger(__name__)
 
@@ -103,42 +101,19 @@ def run_rewarder(config: Config, keys: Path, endpoint: str, name: str | None) ->
 
 
 async def _rewarder(config: Config, keys: Path, endpoint: str, name: str) -> None:
-    from rewarders.cache import SearchCache
-    from rewarders.engines.pubmed import PubMedEngine, unlimited
     from rewarders.loop import Rewarder
-    from rewarders.retry import Retrier, RetryPolicy
     from rewarders.scoring import Scorer
 
     client = BrokerClient(endpoint, load_run_keys(keys, "rewarder"), "rewarder", name)
     await client.start()
-    permit = client.quota_slot if config.search.quota else unlimited
-    engine = PubMedEngine(pubmed_settings(config), permit=permit)
-    cache = SearchCache(config.rewarder.cache_entries)
-    retrier = Retrier(RetryPolicy(attempts=config.search.attempts))
+    task = task_of(config)
     try:
-        async with engine:
-            scorer = Scorer(task_of(config), engine, sort=config.search.sort, cache=cache, retrier=retrier)
-            rewarder = Rewarder(client, scorer, config.rewarder.concurrent_groups)
+        async with answerer_of(config, task, client.quota_slot if config.search.quota else None) as answerer:
+            rewarder = Rewarder(client, Scorer(task, answerer), config.rewarder.concurrent_groups)
             _drain_on_signals(rewarder.drain)
             await rewarder.run()
     finally:
-        await cache.close()
         await client.close()
-
-
-def pubmed_settings(config: Config) -> PubMedSettings:
-    """The PubMed client's settings of a run."""
-    from rewarders.engines.pubmed import PubMedSettings
-
-    search = config.search
-    assert search.url is not None, "the launcher resolves search.url"
-    return PubMedSettings(
-        base_url=search.url,
-        tool=search.tool,
-        email=search.email,
-        api_key_env=search.api_key_env or None,
-        timeout_s=search.timeout_s,
-    )
 
 
 def run_actor(config: Config, keys: Path, endpoint: str, name: str | None) -> None:

@@ -12,9 +12,9 @@ from common.data.rows import read_requests
 from common.run_folder import RunFolder
 from common.statistics import bootstrap_interval
 from common.tracking.heldout import write_baselines
+from deploy.engines import engine_of
 from deploy.errors import LaunchError
 from deploy.fleet_watch import accepts
-from deploy.roles import pubmed_settings
 from deploy.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,7 @@ async def check_engine(config: Config) -> None:
     Raises:
         EngineUnavailable: nobody answers at search.url.
     """
-    from rewarders.engines.pubmed import PubMedEngine
-
-    async with PubMedEngine(pubmed_settings(config)) as engine:
+    async with engine_of(config) as engine:
         await engine.check()
 
 
@@ -62,7 +60,6 @@ async def measure_baselines(config: Config, folder: RunFolder) -> dict[str, floa
     from common.tasks.from_config import task_of
     from rewarders.baselines import evaluate_baselines
     from rewarders.engines.base import EngineUnavailable
-    from rewarders.engines.pubmed import PubMedEngine
     from rewarders.retry import Retrier, RetryPolicy
 
     data, search = config.data, config.search
@@ -70,7 +67,7 @@ async def measure_baselines(config: Config, folder: RunFolder) -> dict[str, floa
     # Nobody waits for these, so they may wait for a server that is restarted, or told to fail.
     patient = Retrier(RetryPolicy(attempts=20, budget_ratio=1.0, budget_burst=1000.0))
     try:
-        async with PubMedEngine(pubmed_settings(config)) as engine:
+        async with engine_of(config) as engine:
             recalls = await evaluate_baselines(
                 rows, engine, data.corpus, retmax=task_of(config).top_k, sort=search.sort, retrier=patient
             )

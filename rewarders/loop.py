@@ -14,14 +14,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from common import messages as m
 from common.scores import InvalidOutput, Score, Scored, Unavailable
 from common.tasks import Row
 from common.tasks.row import from_reference
 from common.transport.client import Assignment, BrokerClient
-from rewarders.cache import CacheStats
 from rewarders.scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -104,11 +101,10 @@ class Rewarder:
         self._client.complete(assignment, [m.encode(result)])
 
     def _report(self) -> None:
-        stats: CacheStats = self._scorer.cache.stats
         counters = {
             "scored": float(self._scored),
             "unavailable": float(self._unavailable),
-            **{f"cache_{name}": float(value) for name, value in msgspec.structs.asdict(stats).items()},
+            **self._scorer.answerer.counters(),
         }
         waits_for = "" if self._tasks else "groups to score"
         self._client.set_status(f"scoring {len(self._tasks)} groups", waits_for, counters)

@@ -74,21 +74,85 @@ class DataConfig(Section):
 class QuotaConfig(Section):
     """What the upstream allows: `requests` arrivals in any window of `window_s` seconds."""
 
+    mode: Literal["strict", "adaptive"] = Field(
+        "strict", description="strict: provably never more; adaptive: nearer to the limit, by the server's own headers"
+    )
+    off_peak: bool = Field(
+        False, description="Send only at NCBI's hours for large jobs: weekends, 21:00-05:00 US Eastern on weekdays"
+    )
     requests: PositiveInt = Field(10, description="Arrivals allowed in any window")
     window_s: PositiveFloat = Field(1.0, description="Length of the window in seconds")
+
+
+class BreakerConfig(Section):
+    """When an upstream that fails is left alone for a while."""
+
+    failures: PositiveInt = Field(10, description="Failures in a row after which nothing is sent")
+    pause_s: PositiveFloat = Field(5.0, description="Seconds without requests; then one tries whether it is back")
+
+
+class CacheConfig(Section):
+    """Search results kept beyond the process that asked for them."""
+
+    mode: Literal["memory", "disk", "record", "replay"] = Field(
+        "memory", description="disk: kept in folder, shared by the host; record, replay: a run's searches, all of them"
+    )
+    folder: str | None = Field(None, description="Where disk, record and replay keep results; null: the run's folder")
+    share: bool = Field(True, description="Share results and searches in flight among all rewarders, by the broker")
+
+
+class Bm25Config(Section):
+    """Lucene's BM25 (engine: bm25)."""
+
+    k1: float = Field(0.9, ge=0, description="Saturation of term frequency")
+    b: float = Field(0.4, ge=0, le=1, description="Length normalisation")
+    syntax: Literal["words", "boolean"] = Field("words", description="Bag of words, or AND, OR, NOT and phrases")
+    processes: PositiveInt = Field(1, description="JVMs")
+    threads: PositiveInt = Field(1, description="Search threads per JVM")
+
+
+class DenseConfig(Section):
+    """Dense retrieval by faiss (engine: dense)."""
+
+    encoder: str | None = Field(
+        None, description="Hugging Face folder or hub id of the encoder; null: a small one made from the corpus"
+    )
+    pooling: Literal["mean", "cls", "last"] = Field("mean", description="How token vectors become one")
+    query_prefix: str = Field("", description="Put before every query, e.g. `query: `")
+    passage_prefix: str = Field("", description="Put before every passage, e.g. `passage: `")
+    normalize: bool = Field(True, description="Unit vectors: cosine instead of inner product")
+    index: Literal["flat", "hnsw"] = Field("flat", description="Exact, or approximate and faster from millions on")
+    gpu: bool = Field(False, description="Search on the GPU (faiss-gpu)")
+    batch: PositiveInt = Field(64, description="Most queries encoded at once")
+    threads: PositiveInt = Field(1, description="CPU threads of encoder and index")
+
+
+class SqlConfig(Section):
+    """Execution of SQL answers (engine: sqlite)."""
+
+    processes: PositiveInt = Field(2, description="Jailed processes, hence queries at once, per rewarder")
+    deadline_s: PositiveFloat = Field(30.0, description="Wall-clock seconds after which a query is stopped")
 
 
 class SearchConfig(Section):
     """The search engine the rewarders ask."""
 
-    url: str | None = Field(None, description="E-utilities base URL; null: start the local server over data.corpus")
+    engine: Literal["pubmed", "ctgov", "bm25", "dense", "sqlite"] = Field("pubmed", description="Kind of engine")
+    url: str | None = Field(None, description="Base URL of the engine; null: start a local server over data.corpus")
     retmax: int | None = Field(
-        None, ge=1, le=9999, description="Ids asked for per query (PubMed gives at most 9,999); null: the task's own"
+        None, ge=1, le=100_000, description="Ids asked for per query (PubMed gives at most 9,999); null: the task's own"
     )
-    sort: Literal["relevance", "pub_date"] = Field("pub_date", description="Order in which the engine cuts at retmax")
+    sort: Literal["relevance", "pub_date", "unsorted"] = Field(
+        "pub_date", description="Order in which the engine cuts at retmax (unsorted: ctgov only)"
+    )
     timeout_s: PositiveFloat = Field(20.0, description="Deadline of one request in seconds")
     attempts: PositiveInt = Field(3, description="Tries of one query before it counts as unavailable")
     quota: QuotaConfig | None = Field(None, description="Fleet-wide quota; null: unlimited (own servers only)")
+    breaker: BreakerConfig = Field(default_factory=BreakerConfig, description="Circuit breaker")
+    cache: CacheConfig = Field(default_factory=CacheConfig, description="Cache of results")
+    bm25: Bm25Config = Field(default_factory=Bm25Config, description="Lucene")
+    dense: DenseConfig = Field(default_factory=DenseConfig, description="faiss")
+    sql: SqlConfig = Field(default_factory=SqlConfig, description="SQLite")
     api_key_env: str = Field("NCBI_API_KEY", description="Environment variable that holds the NCBI key")
     tool: str = Field("deepretrieval", description="`tool` parameter sent to NCBI")
     email: str | None = Field(None, description="`email` parameter sent to NCBI")

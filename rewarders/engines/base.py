@@ -22,6 +22,7 @@ class SearchRequest(msgspec.Struct, frozen=True):
     term: the query; runs of whitespace are collapsed so that equal queries are equal. retmax: ids wanted,
     at least 1. sort: the engine's name of an order, always explicit because it decides which ids are cut.
     min_date, max_date: publication dates as YYYY, YYYY/MM or YYYY/MM/DD, both inclusive, None for open.
+    with_texts: the texts and titles of the documents are wanted too; an engine that has none ignores it.
     Raises ValueError for an empty term, a bad date or retmax < 1.
     """
 
@@ -30,6 +31,7 @@ class SearchRequest(msgspec.Struct, frozen=True):
     sort: str = "pub_date"
     min_date: str | None = None
     max_date: str | None = None
+    with_texts: bool = False
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "term", " ".join(self.term.split()))
@@ -46,13 +48,16 @@ class SearchResult(msgspec.Struct, frozen=True):
     """What the engine found.
 
     ids: at most retmax document ids in the engine's order. count: all matches. translation: how the
-    engine understood the query. warnings: its remarks, e.g. about terms it does not know.
+    engine understood the query. warnings: its remarks, e.g. about terms it does not know. texts, titles: of
+    the documents, in the order of the ids, where the request wants them and the engine has them.
     """
 
     ids: tuple[str, ...]
     count: int
     translation: str = ""
     warnings: tuple[str, ...] = ()
+    texts: tuple[str, ...] | None = None
+    titles: tuple[str, ...] | None = None
 
 
 class BadQuery(Exception):  # noqa: N818 (the name of the verdict)
@@ -93,6 +98,14 @@ class SearchEngine(ABC):
         """Make one cheap request. Raises EngineUnavailable with one clear line if the engine cannot be
         used.
         """
+
+    async def data_version(self) -> str:
+        """What identifies the engine's data at this time; "" if it does not say. Part of every cache key.
+
+        Raises:
+            EngineUnavailable: it should say, and could not be asked.
+        """
+        return ""
 
     @abstractmethod
     async def search(self, request: SearchRequest) -> SearchResult:

@@ -21,9 +21,9 @@ from common.tasks.publication_search import PublicationSearch
 from rewarders.engines.base import EngineMisconfigured, EngineUnavailable, SearchRequest
 from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
 from rewarders.retry import Retrier, RetryPolicy
-from rewarders.scoring import Scorer
 from rewarders.servers.pubmed import Index, RunningServer, SearchServerError, ServerSettings, serve
 from rewarders.servers.pubmed.faults import BACKEND_FAILURES, Fault, FaultKind, Faults
+from tests.rewarders.search_scorer import search_scorer
 
 DATA = os.environ.get("DEEPRETRIEVAL_DATA")
 TIMEOUT_S = 1.0
@@ -88,7 +88,7 @@ async def test_a_wrong_query_stays_wrong_and_a_good_one_good(
     for place in range(3):
         always(monkeypatch, *[None] * place, Fault(kind, 0.5), None)
         async with faulty(index) as (_, engine):
-            scorer = Scorer(PublicationSearch(top_k=50), engine, retrier=Retrier(RetryPolicy(attempts=1)))
+            scorer = search_scorer(PublicationSearch(top_k=50), engine, retrier=Retrier(RetryPolicy(attempts=1)))
             assert isinstance(await scorer.score_text(wrong, _ROW), Unavailable)
             settled = await scorer.score_text(wrong, _ROW)
             assert isinstance(settled, InvalidOutput)
@@ -211,7 +211,7 @@ def _queries(rng: random.Random, count: int) -> list[str]:
 
 async def _scores(engine: PubMedEngine, texts: list[str], attempts: int) -> list[Score]:
     policy = RetryPolicy(attempts=attempts, budget_burst=1000.0)
-    scorer = Scorer(PublicationSearch(top_k=50), engine, retrier=Retrier(policy, sleep=_no_wait))
+    scorer = search_scorer(PublicationSearch(top_k=50), engine, retrier=Retrier(policy, sleep=_no_wait))
     scores = await scorer.score_group(texts, _ROW)
     assert all(isinstance(score, Scored | InvalidOutput | Unavailable) for score in scores)
     return scores

@@ -22,8 +22,8 @@ from common.transport.keys import create_run_keys, load_run_keys
 from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
 from rewarders.loop import Rewarder, decode_reference
 from rewarders.retry import Retrier, RetryPolicy
-from rewarders.scoring import Scorer
 from rewarders.servers.pubmed import RunningServer, ServerSettings, serve
+from tests.rewarders.search_scorer import search_scorer
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ async def scored_group(world: World, url: str, texts: list[str], seconds: float 
     settings = PubMedSettings(base_url=url, timeout_s=1.0, connect_timeout_s=0.5, api_key_env=None)
     async with PubMedEngine(settings) as engine:
         retrier = Retrier(RetryPolicy(attempts=1))
-        running = Rewarder(rewarder, Scorer(task, engine, retrier=retrier), concurrent_groups=4)
+        running = Rewarder(rewarder, search_scorer(task, engine, retrier=retrier), concurrent_groups=4)
         loop = asyncio.create_task(running.run())
         try:
             actor.serve("rollout", 1)

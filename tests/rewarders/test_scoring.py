@@ -17,6 +17,7 @@ from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
 from rewarders.retry import Retrier, RetryPolicy
 from rewarders.scoring import Scorer
 from rewarders.servers.pubmed import ServerSettings, serve
+from tests.rewarders.search_scorer import search_scorer
 
 ROW = Row("q1", "does aspirin help", ("1", "2", "3", "4"), max_date="2020/01/01")
 
@@ -56,7 +57,7 @@ def scorer(engine: ListedEngine) -> Scorer:
         await asyncio.sleep(0)
 
     retrier = Retrier(RetryPolicy(attempts=3), sleep=no_wait)
-    return Scorer(PublicationSearch(top_k=50), engine, sort="relevance", retrier=retrier)
+    return search_scorer(PublicationSearch(top_k=50), engine, sort="relevance", retrier=retrier)
 
 
 def answer(query: str, think: str = "hm hm") -> str:
@@ -174,7 +175,7 @@ async def test_whole_path_over_http_with_a_quota_that_refuses(tmp_path: Path) ->
         PubMedEngine(PubMedSettings(base_url=server.base_url, api_key_env=None)) as engine,
     ):
         retrier = Retrier(RetryPolicy(attempts=10, base_s=0.05, budget_burst=100.0))
-        scorer = Scorer(PublicationSearch(top_k=50), engine, retrier=retrier)
+        scorer = search_scorer(PublicationSearch(top_k=50), engine, retrier=retrier)
         scores = await scorer.score_group([answer(query) for query in queries], row)
     assert retrier.retries > 0
     recalls = [score.metrics["recall"] if isinstance(score, Scored) else None for score in scores]

@@ -1,0 +1,80 @@
+"""The engine and the answerer that a configuration describes. Each kind is imported only where it is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from common.config import Config
+from common.tasks import Task
+
+if TYPE_CHECKING:
+    from rewarders.answerers.base import Answerer
+    from rewarders.engines.base import SearchEngine
+    from rewarders.engines.ctgov import CtGovSettings
+    from rewarders.engines.pubmed import Permit, PubMedSettings
+    from rewarders.retry import Retrier
+
+
+def engine_of(config: Config, permit: Permit | None = None) -> SearchEngine:
+    """The search engine of a run, not yet started.
+
+    Args:
+        permit: entered around every request upstream; None: no quota.
+    """
+    from rewarders.engines.pubmed import unlimited
+
+    permit = permit or unlimited
+    match config.search.engine:
+        case "ctgov":
+            from rewarders.engines.ctgov import CtGovEngine
+
+            return CtGovEngine(ctgov_settings(config), permit=permit)
+        case "pubmed":
+            from rewarders.engines.pubmed import PubMedEngine
+
+            return PubMedEngine(pubmed_settings(config), permit=permit)
+        case kind:
+            raise NotImplementedError(f"engine {kind}")
+
+
+def answerer_of(config: Config, task: Task, permit: Permit | None = None) -> Answerer:
+    """What a rewarder of this run tries answers with, not yet started."""
+    from rewarders.answerers.search import SearchAnswerer
+    from rewarders.cache import SearchCache
+    from rewarders.retry import Retrier, RetryPolicy
+
+    retrier: Retrier = Retrier(RetryPolicy(attempts=config.search.attempts))
+    return SearchAnswerer(
+        task,
+        engine_of(config, permit),
+        sort=config.search.sort,
+        cache=SearchCache(config.rewarder.cache_entries),
+        retrier=retrier,
+    )
+
+
+def pubmed_settings(config: Config) -> PubMedSettings:
+    """The PubMed client's settings of a run."""
+    from rewarders.engines.pubmed import PubMedSettings
+
+    search = config.search
+    return PubMedSettings(
+        base_url=_url(config),
+        tool=search.tool,
+        email=search.email,
+        api_key_env=search.api_key_env or None,
+        timeout_s=search.timeout_s,
+    )
+
+
+def ctgov_settings(config: Config) -> CtGovSettings:
+    """The ClinicalTrials.gov client's settings of a run."""
+    from rewarders.engines.ctgov import CtGovSettings
+
+    search = config.search
+    return CtGovSettings(base_url=_url(config), tool=search.tool, email=search.email, timeout_s=search.timeout_s)
+
+
+def _url(config: Config) -> str:
+    assert config.search.url is not None, "the launcher resolves search.url"
+    return config.search.url

@@ -1,0 +1,40 @@
+"""What the scorer needs: somebody who takes an answer to where it can be tried, and says what came of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+from common.tasks import Outcome, ParsedAnswer, Row
+
+
+class Answerer(ABC):
+    """Tries answers concurrently; use it as an async context manager."""
+
+    async def start(self) -> None:  # noqa: B027 (one may need no start)
+        """Open what answering needs. Called once, before the first answer."""
+
+    async def close(self) -> None:  # noqa: B027
+        """Release everything; answers under way fail with `EngineUnavailable`."""
+
+    @abstractmethod
+    async def outcome(self, answer: ParsedAnswer, row: Row) -> Outcome:
+        """What the answer brings for the request `row`, retries included.
+
+        Raises:
+            BadQuery: the answer itself is at fault. EngineUnavailable: nobody knows what it is worth.
+        """
+
+    def counters(self) -> dict[str, float]:
+        """Figures since the start, for the status of the rewarder."""
+        return {}
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,68 @@
+"""Answers that are queries: searched through cache and retries.
+
+No quota is spent on a query already answered, or asked by another sample at this moment.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from common.tasks import Hits, ParsedAnswer, Row, Task
+from rewarders.answerers.base import Answerer
+from rewarders.cache import SearchCache
+from rewarders.engines.base import SearchEngine, SearchRequest, SearchResult
+from rewarders.retry import Retrier
+
+
+class SearchAnswerer(Answerer):
+    """Searches one engine for one task; starts and closes it.
+
+    sort: the engine's name of an order.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        engine: SearchEngine,
+        *,
+        sort: str = "pub_date",
+        cache: SearchCache | None = None,
+        retrier: Retrier | None = None,
+    ) -> None:
+        self.task = task
+        self.engine = engine
+        self.sort = sort
+        self.cache = cache if cache is not None else SearchCache()
+        self.retrier = retrier or Retrier()
+
+    async def start(self) -> None:
+        await self.engine.start()
+
+    async def close(self) -> None:
+        await self.cache.close()
+        await self.engine.close()
+
+    async def outcome(self, answer: ParsedAnswer, row: Row) -> Hits:
+        result = await self.search(answer.query, row)
+        return Hits(result.ids, result.count, result.texts, result.titles)
+
+    async def search(self, query: str, row: Row) -> SearchResult:
+        """Search as an answer to `row` is. Raises BadQuery, or EngineUnavailable after the retries."""
+        request = SearchRequest(
+            term=query,
+            retmax=self.task.top_k,
+            sort=self.sort,
+            max_date=row.max_date if self.task.dated else None,
+            with_texts=self.task.needs_texts,
+        )
+        return await self.cache.search(request, self._fetch)
+
+    def counters(self) -> dict[str, float]:
+        stats = msgspec.structs.asdict(self.cache.stats)
+        return {
+            **{f"cache_{name}": float(value) for name, value in stats.items()},
+            "retries": float(self.retrier.retries),
+        }
+
+    async def _fetch(self, request: SearchRequest) -> SearchResult:
+        return await self.retrier.run(lambda: self.engine.search(request))
