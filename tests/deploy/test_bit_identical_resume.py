@@ -29,9 +29,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def kill_learner_at_random_moments(run: SmallRun, seed: int) -> None:
-    """SIGKILL it some moment after each of `KILLS` random steps is reached."""
+    """SIGKILL it some moment after each of `KILLS` random steps is reached, the first checkpoint behind it."""
     chance = random.Random(seed)
-    for target in sorted(chance.sample(range(1, STEPS - 1), KILLS)):
+    run.wait_for(lambda: latest_valid(run.folder.checkpoints) is not None)
+    for target in sorted(chance.sample(range(4, STEPS - 1), KILLS)):
         run.wait_for_step(target)
         time.sleep(chance.uniform(0.0, 0.8))
         run.kill("learner")
