@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.config import Config
@@ -9,6 +10,7 @@ from common.tasks import Task
 
 if TYPE_CHECKING:
     from rewarders.answerers.base import Answerer
+    from rewarders.answerers.sql import SqlAnswerer
     from rewarders.engines.base import SearchEngine
     from rewarders.engines.ctgov import CtGovSettings
     from rewarders.engines.pubmed import Permit, PubMedSettings
@@ -38,7 +40,13 @@ def engine_of(config: Config, permit: Permit | None = None) -> SearchEngine:
 
 
 def answerer_of(config: Config, task: Task, permit: Permit | None = None) -> Answerer:
-    """What a rewarder of this run tries answers with, not yet started."""
+    """What a rewarder of this run tries answers with, not yet started.
+
+    Raises:
+        ValueError: the task and the engine do not fit.
+    """
+    if config.search.engine == "sqlite":
+        return sql_answerer_of(config, task)
     from rewarders.answerers.search import SearchAnswerer
     from rewarders.cache import SearchCache
     from rewarders.retry import Retrier, RetryPolicy
@@ -51,6 +59,27 @@ def answerer_of(config: Config, task: Task, permit: Permit | None = None) -> Ans
         cache=SearchCache(config.rewarder.cache_entries),
         retrier=retrier,
     )
+
+
+def sql_answerer_of(config: Config, task: Task) -> SqlAnswerer:
+    """What runs SQL answers of this run, not yet started.
+
+    Raises:
+        ValueError: the task's answers are no SQL.
+    """
+    from common.tasks.text_to_sql import TextToSql
+    from rewarders.answerers.sql import DATABASES_FOLDER, SqlAnswerer
+
+    if not isinstance(task, TextToSql):
+        raise ValueError(f"search.engine sqlite runs SQL, but the answers of the task {task.name} are none")
+    sql = config.search.sql
+    folder = Path(config.data.corpus) / DATABASES_FOLDER
+    return SqlAnswerer(task, folder, processes=sql.processes, deadline_s=sql.deadline_s)
+
+
+def has_server(config: Config) -> bool:
+    """Whether the engine answers over HTTP; SQLite runs inside every rewarder."""
+    return config.search.engine != "sqlite"
 
 
 def pubmed_settings(config: Config) -> PubMedSettings:

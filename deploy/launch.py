@@ -21,6 +21,7 @@ from rich.console import Console
 from common.config import Config
 from common.tracking.progress import LiveProgress
 from common.transport.keys import load_run_keys
+from deploy.engines import has_server
 from deploy.errors import LaunchError
 from deploy.fleet import ELASTIC, Fleet, Outcome
 from deploy.fleet_watch import FleetWatch
@@ -51,7 +52,7 @@ class LaunchedRun:
     """
 
     def __init__(self, config: Config, engine: str, resume: bool, console: Console, site: Site) -> None:
-        self._own_server = config.search.url is None
+        self._own_server = config.search.url is None and has_server(config)
         self._config = with_addresses(config, engine, site)
         self.folder = run_folder(config)
         self._engine = engine
@@ -120,19 +121,18 @@ class LaunchedRun:
         return "stopped"
 
     async def _start_and_supervise(self) -> Outcome:
-        url = self._config.search.url
-        assert url is not None
+        server = self._config.search.url if self._own_server else None
         fleet = self._supervisor.fleet
         self._watch = FleetWatch(
             self._supervisor,
             endpoint_of(self._config),
             load_run_keys(self.folder.keys, "monitor"),
-            url if self._own_server else None,
+            server,
             self.folder.path,
         )
         watching = asyncio.create_task(self._watch.run())
         try:
-            await (start_server(self._supervisor, url) if self._own_server else check_engine(self._config))
+            await (start_server(self._supervisor, server) if server else check_engine(self._config))
             await self._start_home_roles()
             fleet.scale("actor", self._config.actor.count)  # first: importing and starting vLLM takes longest
             fleet.scale("rewarder", self._config.rewarder.count)

@@ -78,13 +78,14 @@ def _run(arguments: argparse.Namespace, connect: Callable[[], Site], engine_of: 
     from deploy.assets import prepare_assets
     from deploy.launch import LaunchedRun
     from deploy.live_run import RunLock
+    from deploy.row_check import without_unusable_rows
     from deploy.run_setup import run_folder
 
     _check_values(lambda: task_of(config), lambda: resolve_mode(config.tracking.wandb))
     engine = engine_of(config)
     console = Console()
     console.print(f"Run [bold]{config.run.name}[/]: rollouts by [bold]{engine}[/]", highlight=False)
-    config = prepare_assets(config)
+    config = without_unusable_rows(prepare_assets(config), arguments.resume, console)
     with RunLock(run_folder(config).path), contextlib.closing(connect()) as site:
         logging.getLogger().handlers = _launcher_log(config)
         return asyncio.run(LaunchedRun(config, engine, arguments.resume, console, site).run())

@@ -8,11 +8,12 @@ import time
 from urllib.parse import urlsplit
 
 from common.config import Config
-from common.data.rows import read_requests
+from common.data.rows import requests_of
 from common.run_folder import RunFolder
 from common.statistics import bootstrap_interval
+from common.tasks.from_config import task_of
 from common.tracking.heldout import write_baselines
-from deploy.engines import engine_of
+from deploy.engines import engine_of, sql_answerer_of
 from deploy.errors import LaunchError
 from deploy.fleet_watch import accepts
 from deploy.supervisor import Supervisor
@@ -45,11 +46,16 @@ async def start_server(supervisor: Supervisor, url: str) -> None:
 
 
 async def check_engine(config: Config) -> None:
-    """One cheap request before anything expensive starts.
+    """One cheap request before anything expensive starts; of SQL, one reference query.
 
     Raises:
-        EngineUnavailable: nobody answers at search.url.
+        EngineUnavailable: nobody answers at search.url, or no query can run here.
     """
+    if config.search.engine == "sqlite":
+        first = requests_of(config.data, config.data.train_split)[0]
+        async with sql_answerer_of(config, task_of(config)) as answerer:
+            await answerer.gold(first)
+        return
     async with engine_of(config) as engine:
         await engine.check()
 
@@ -57,13 +63,12 @@ async def check_engine(config: Config) -> None:
 async def measure_baselines(config: Config, folder: RunFolder) -> dict[str, float]:
     """Mean recall of the fixed rewrites of the held-out requests, written to the run folder too; {} if it cannot be
     measured."""
-    from common.tasks.from_config import task_of
     from rewarders.baselines import evaluate_baselines
     from rewarders.engines.base import EngineUnavailable
     from rewarders.retry import Retrier, RetryPolicy
 
     data, search = config.data, config.search
-    rows = read_requests(data.corpus, data.heldout_split)[: data.heldout_limit]
+    rows = requests_of(data, data.heldout_split)[: data.heldout_limit]
     # Nobody waits for these, so they may wait for a server that is restarted, or told to fail.
     patient = Retrier(RetryPolicy(attempts=20, budget_ratio=1.0, budget_burst=1000.0))
     try:

@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import Sequence
 
 from common.scores import InvalidOutput, Score, Scored, Unavailable
-from common.tasks import Hits, Outcome, ParsedAnswer, ParseFailure, Row, Task
+from common.tasks import Execution, Hits, Outcome, ParsedAnswer, ParseFailure, Row, Task, TaskScore
 from rewarders.answerers.base import Answerer
 from rewarders.engines.base import BadQuery, EngineUnavailable
 
 REFUSED_QUERY = "refused_query"
+# Comparing tables of more cells than this takes milliseconds, a hostile one seconds: other samples must not wait.
+INLINE_CELLS = 20_000
 
 
 class Scorer:
@@ -44,7 +46,7 @@ class Scorer:
             return self._refused(answer, error)
         except EngineUnavailable as error:
             return Unavailable(reason=error.reason, retry_after_s=error.retry_after_s)
-        score = self.task.score(row, answer, outcome)
+        score = await self._measured(row, answer, outcome)
         return Scored(
             reward=score.reward,
             metrics={**score.metrics, **answer.lengths()},
@@ -57,6 +59,12 @@ class Scorer:
         async with asyncio.TaskGroup() as group:
             tasks = {text: group.create_task(self.score_text(text, row)) for text in dict.fromkeys(texts)}
         return [tasks[text].result() for text in texts]
+
+    async def _measured(self, row: Row, answer: ParsedAnswer, outcome: Outcome) -> TaskScore:
+        """The task's score; a long comparison goes to a thread, which a pure task does not mind."""
+        if cells_of(outcome) > INLINE_CELLS:
+            return await asyncio.to_thread(self.task.score, row, answer, outcome)
+        return self.task.score(row, answer, outcome)
 
     def _refused(self, answer: ParsedAnswer, error: BadQuery) -> InvalidOutput:
         verdict = self.task.refused_score()
@@ -74,3 +82,11 @@ def results_of(outcome: Outcome) -> int:
     if isinstance(outcome, Hits):
         return outcome.count
     return len(outcome.table.rows) if outcome.table is not None else 0
+
+
+def cells_of(outcome: Outcome) -> int:
+    """Cells of the larger of the tables that have to be compared; 0 for a ranking."""
+    if not isinstance(outcome, Execution):
+        return 0
+    tables = (outcome.table, outcome.gold)
+    return max(len(table.rows) * len(table.columns) if table is not None else 0 for table in tables)

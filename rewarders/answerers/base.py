@@ -7,6 +7,14 @@ from types import TracebackType
 from typing import Self
 
 from common.tasks import Outcome, ParsedAnswer, Row
+from rewarders.engines.base import EngineUnavailable
+
+
+class RowUnusable(EngineUnavailable):
+    """No answer to this row can ever be scored: it belongs out of the data (`deepretrieval data check` finds it)."""
+
+    def __init__(self, row: Row, reason: str) -> None:
+        super().__init__(f"row {row.id!r}: {reason}")
 
 
 class Answerer(ABC):
