@@ -1,8 +1,8 @@
 """The warm start for SQL: the format, the shapes that queries have, and names of the schema in their places.
 
-Shapes are those of the reference queries of the training split with every name and value taken out; which shape, table
-or column answers a question is never shown: an example's shape is drawn from all, its names from the whole schema of
-the prompt, its values from the words of the question.
+Shapes are those of the reference queries of the training split with every name and value taken out. Which of them
+answers a question is never shown: an example's shape is drawn from all, and its names and values from the words of the
+question, whatever their places.
 """
 
 from __future__ import annotations
@@ -138,11 +138,16 @@ def pieces_of(rows: Iterable[Row]) -> tuple[str, ...]:
 
 
 def imperfect_sql(row: Row, shape: Shape, rng: random.Random) -> str:
-    """A query of the given shape about the row's database, right only by chance."""
+    """A query of the given shape about what the question names, right only by chance.
+
+    Tables and columns are drawn from those that the question mentions, or from all where it mentions none.
+    """
     schema = schema_of(row.tables)
-    tables = rng.sample(list(schema), k=len(schema))
+    said = set(_WORD.findall(row.text))
+    tables = _mentioned(schema, said)
+    rng.shuffle(tables)
     here = tables[: max(1, shape.slots.count("table"))]
-    columns = [name for table in here for name in schema[table]] or [""]
+    columns = _mentioned(dict.fromkeys(name for table in here for name in schema[table]), said)
     names = {name for table in schema for name in (table, *schema[table])}
     values = [word for word in content_words(row.text) if word not in names] or ["0"]
     filled, used = [shape.texts[0]], 0
@@ -154,3 +159,8 @@ def imperfect_sql(row: Row, shape: Shape, rng: random.Random) -> str:
             name = rng.choice(columns if slot == "column" else values)
         filled += [name, text]
     return "".join(filled)
+
+
+def _mentioned(names: Iterable[str], said: set[str]) -> list[str]:
+    everything = list(names)
+    return [name for name in everything if name in said] or everything

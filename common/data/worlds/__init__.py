@@ -30,4 +30,7 @@ class World:
 WORLDS: Final[dict[str, World]] = {
     "demo": World("publications", 1),
     "demo-sql": World("sql", 1),
+    "demo-evidence": World("evidence", 1),
+    "demo-ranking": World("ranking", 1),
+    "demo-trials": World("trials", 1),
 }

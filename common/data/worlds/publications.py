@@ -74,14 +74,7 @@ def build_demo_world(
     Raises:
         ValueError: more requests than there are pairs of drug and condition, or too few documents for them.
     """
-    pairs = DRUGS * len(lexicon.CONDITIONS)
-    requests = train_requests + test_requests
-    if requests > pairs:
-        raise ValueError(f"{requests} requests but only {pairs} pairs of drug and condition: ask for fewer requests")
-    least = max(_STUDIES_PER_PAIR) * requests
-    if documents < least:
-        raise ValueError(f"{documents} documents are too few for {requests} requests: ask for {least} or more")
-    world = _World(random.Random(seed), documents, requests)
+    world = literature(seed, documents, train_requests + test_requests)
     with whole_folder(out_dir) as folder:
         _write(folder, world, train_requests)
     return Path(out_dir)
@@ -90,8 +83,26 @@ def build_demo_world(
 build_world = build_demo_world
 
 
-class _World:
-    """Everything that is drawn, in one fixed order, from one random generator."""
+def literature(seed: int, documents: int, requests: int) -> Literature:
+    """A literature that answers so many requests.
+
+    Raises:
+        ValueError: as `build_demo_world`.
+    """
+    pairs = DRUGS * len(lexicon.CONDITIONS)
+    if requests > pairs:
+        raise ValueError(f"{requests} requests but only {pairs} pairs of drug and condition: ask for fewer requests")
+    least = max(_STUDIES_PER_PAIR) * requests
+    if documents < least:
+        raise ValueError(f"{documents} documents are too few for {requests} requests: ask for {least} or more")
+    return Literature(random.Random(seed), documents, requests)
+
+
+class Literature:
+    """Everything that is drawn, in one fixed order, from one random generator.
+
+    studies, documents: what the corpus is about and its documents, in order. asked, requests: likewise of the requests.
+    """
 
     def __init__(self, rng: random.Random, documents: int, requests: int) -> None:
         self._rng = rng
@@ -227,7 +238,7 @@ def _capitalised(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _write(folder: Path, world: _World, train_requests: int) -> None:
+def _write(folder: Path, world: Literature, train_requests: int) -> None:
     documents = [{"_id": f"d{place:05d}", **document} for place, document in enumerate(world.documents)]
     queries = [{"_id": f"q{place:04d}", "text": text} for place, text in enumerate(world.requests)]
     write_json_lines(folder / "corpus.jsonl", documents)
