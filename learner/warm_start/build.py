@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 WARM_START_FORMAT = 2  # part of the cache key: change it whenever the same settings give another model
 _THREADS = 2
+_WIDE = 128  # narrower matrices gain nothing from a second thread, and on a busy machine wait for it
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def warm_start(corpus: Path, root: Path, settings: WarmStartSettings, progress: 
 
 
 def _build(corpus: Path, folder: Path, settings: WarmStartSettings, report: Progress) -> None:
-    torch.set_num_threads(min(_THREADS, os.cpu_count() or 1))
+    torch.set_num_threads(min(_THREADS, os.cpu_count() or 1) if settings.width >= _WIDE else 1)
     report(0.0, "reading the corpus")
     task = load_task(settings.task, prompt="short", reasoning=settings.reasoning)
     family = Family(corpus, settings.answers, task)
