@@ -8,8 +8,8 @@
 
 Operators are in upper case; in lower case they are words. Words that stand side by side are one bag of words: a
 document with any of them matches, and each one it has adds to its score. So a query without operators means what it
-means to `syntax: words`. A bag binds tighter than NOT, NOT tighter than AND, AND tighter than OR. Everything else is left to the
-analyzer, which splits at punctuation; what it leaves nothing of (stopwords) is treated as if it were not there.
+means to `syntax: words`. A bag binds tighter than NOT, NOT tighter than AND, AND tighter than OR. Everything else is
+left to the analyzer, which splits at punctuation; what it leaves nothing of (stopwords) counts as if it were not there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The documents of a BEIR folder in an SQLite file: read by id where texts are wanted, in order where they are indexed."""
+"""The documents of a BEIR folder in an SQLite file: by id where texts are wanted, in order where they are indexed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From the text of a query to a Lucene query.
 
-A bag of words becomes what pyserini makes of it: one clause per distinct stem, weighted by how often it occurs. Parts of
-a Boolean query that match add their BM25 scores; a prefix adds 1 whatever it matches, and what is only excluded adds
+A bag of words becomes what pyserini makes of it: one clause per distinct stem, weighted by how often it occurs. Parts
+of a Boolean query that match add their BM25 scores; a prefix adds 1 whatever it matches, and what is only excluded adds
 nothing: a query of nothing but NOT matches every other document with score 0, in the order of their ids.
 """
 
