@@ -56,9 +56,10 @@ def bm25(arguments: argparse.Namespace, folder: Path) -> Iterator[Library]:
 def dense(arguments: argparse.Namespace, folder: Path) -> Iterator[Library]:
     """transformers and faiss, with the encoder and vectors that the server made; in this process."""
     from benchmarks import dense_library
-    from rewarders.servers.retrieval.dense import DenseSettings
 
     shape = DenseConfig(threads=arguments.threads)
+    from rewarders.servers.retrieval.dense import DenseSettings
+
     settings = DenseSettings(**shape.model_dump())
     search = dense_library.library_search(arguments.corpus, settings, folder / "indexes")
     yield lambda queries, k: len(queries) / dense_library.library_per_s(search, queries, k, settings.batch)

@@ -4,7 +4,7 @@
 there already, says `{"documents": N}`, and then answers each line of `PyseriniLibrary.search` with the seconds that one
 `batch_search` took (ids and scores of every hit read once, as whoever ranks must) and, if wanted, the hits.
 
-pyserini rounds the scores of hits to 4 digits and lowers equal ones by a millionth each; `exact` scores are those of its
+pyserini rounds the scores of hits to 4 digits and lowers equal ones by a millionth each; exact scores are those of its
 `compute_query_document_score`, which are Lucene's own.
 """
 
