@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rewarders.engines.base import SearchEngine
     from rewarders.engines.ctgov import CtGovSettings
     from rewarders.engines.pubmed import Permit, PubMedSettings
+    from rewarders.engines.retrieval import RetrievalSettings
     from rewarders.retry import Retrier
 
 
@@ -35,6 +36,10 @@ def engine_of(config: Config, permit: Permit | None = None) -> SearchEngine:
             from rewarders.engines.pubmed import PubMedEngine
 
             return PubMedEngine(pubmed_settings(config), permit=permit)
+        case "bm25" | "dense":
+            from rewarders.engines.retrieval import RetrievalEngine
+
+            return RetrievalEngine(retrieval_settings(config), permit=permit)
         case kind:
             raise NotImplementedError(f"engine {kind}")
 
@@ -102,6 +107,13 @@ def ctgov_settings(config: Config) -> CtGovSettings:
 
     search = config.search
     return CtGovSettings(base_url=_url(config), tool=search.tool, email=search.email, timeout_s=search.timeout_s)
+
+
+def retrieval_settings(config: Config) -> RetrievalSettings:
+    """The settings of the client of a BM25 or dense server."""
+    from rewarders.engines.retrieval import RetrievalSettings
+
+    return RetrievalSettings(base_url=_url(config), timeout_s=config.search.timeout_s)
 
 
 def _url(config: Config) -> str:

@@ -23,6 +23,15 @@ _USER_ERRORS = (
     "learner.loop.SupersededError",
     "deploy.errors.LaunchError",
 )
+# Extra of this package that brings a module.
+_EXTRAS = {
+    "torch": "learner",
+    "transformers": "learner",
+    "vllm": "vllm",
+    "wandb": "tracking",
+    "pyserini": "lucene",
+    "faiss": "dense",
+}
 
 
 def user_message(error: BaseException) -> str | None:
@@ -35,9 +44,7 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EADDRINUSE, errno.ENOENT):
         return f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
     if isinstance(error, ModuleNotFoundError):
-        extra = {"torch": "learner", "transformers": "learner", "vllm": "vllm", "wandb": "tracking"}.get(
-            error.name or ""
-        )
+        extra = _EXTRAS.get(error.name or "")
         hint = f"pip install 'deepretrieval-async[{extra}]'" if extra else f"pip install {error.name}"
         return f"the package {error.name!r} is not installed: {hint}; `deepretrieval doctor` shows what else is missing"
     return None
