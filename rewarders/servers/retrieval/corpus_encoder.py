@@ -9,12 +9,15 @@ power -1/2 keeps frequent topics from drowning the others. The model has no laye
 from __future__ import annotations
 
 import itertools
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -22,7 +25,8 @@ VERSION: Final = 1
 """Part of the name of the cached encoder: goes up when the same corpus would give another one."""
 
 _SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_VOCABULARY: Final = 8_000
+_MERGES: Final = 8_000
+_MOST_LETTERS: Final = 1_000
 _HIDDEN: Final = 256
 _POSITIONS: Final = 512
 # A larger corpus is sampled: the vocabulary and the latent space hardly change any more, time and memory would.
@@ -31,6 +35,7 @@ _OVERSAMPLING: Final = 20
 _ITERATIONS: Final = 3
 _LAYER_NORM_EPS: Final = 1e-12
 
+IntArray = NDArray[np.int64]
 Texts = Callable[[], Iterable[str]]
 
 
@@ -46,67 +51,102 @@ def build_corpus_encoder(texts: Texts, count: int, folder: Path) -> None:
     def sample() -> Iterator[str]:
         return itertools.islice(iter(texts()), 0, None, step)
 
-    tokenizer = _tokenizer(sample())
-    vectors = _token_vectors(*_term_counts(tokenizer, sample()), tokenizer.get_vocab_size())
+    tokenizer = _tokenizer(sample)
+    texts_of, tokens, counts = _term_counts(tokenizer, sample())
+    vectors = _token_vectors(texts_of, tokens, counts, (-(-count // step), tokenizer.get_vocab_size()))
     _model(vectors).save_pretrained(folder)
     _fast(tokenizer).save_pretrained(folder)
 
 
-def _tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """WordPiece (Schuster and Nakajima 2012) with BERT's normalisation, trained on the texts."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=_VOCABULARY, special_tokens=list(_SPECIAL), show_progress=False)
+def _tokenizer(texts: Texts) -> Tokenizer:
+    """WordPiece (Schuster and Nakajima 2012) with BERT's normalisation, trained on the texts.
+
+    The trainer numbers the pieces of a word in the order of a hash table and breaks ties by these numbers. So that
+    equal corpora give equal encoders, every piece of one letter is numbered before it begins, as a special token; the
+    tokenizer is then built anew from the vocabulary, in which they are ordinary.
+    """
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    letters = _letters(normalizer.normalize_str(text) for text in texts())
+    pieces = [*_SPECIAL, *letters, *("##" + letter for letter in letters)]
+    trained = _empty_tokenizer(normalizer, {})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=len(pieces) + _MERGES,
+        special_tokens=pieces,
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        show_progress=False,
     )
+    trained.train_from_iterator(texts(), trainer)
+    tokenizer = _empty_tokenizer(normalizer, trained.get_vocab())
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return tokenizer
 
 
-def _term_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """For every text, its distinct tokens and how often each occurs, without the special ones."""
-    tokens, counts = [], []
+def _empty_tokenizer(normalizer: normalizers.Normalizer, vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _letters(texts: Iterable[str]) -> list[str]:
+    """The most frequent letters, in a fixed order."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    ordered = sorted(counts, key=lambda letter: (-counts[letter], letter))
+    return [letter for letter in ordered if not letter.isspace()][:_MOST_LETTERS]
+
+
+def _term_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[IntArray, IntArray, IntArray]:
+    """Text, token and how often the one holds the other, ordered by text; without special tokens."""
+    lengths, tokens, counts = [], [], []
     remaining = iter(texts)
     while block := list(itertools.islice(remaining, 1024)):
         for encoding in tokenizer.encode_batch_fast(block, add_special_tokens=False):
             ids = np.asarray(encoding.ids, np.int64)
             there, times = np.unique(ids[ids >= len(_SPECIAL)], return_counts=True)
+            lengths.append(len(there))
             tokens.append(there)
             counts.append(times)
-    return tokens, counts
+    return np.repeat(np.arange(len(lengths)), lengths), np.concatenate(tokens), np.concatenate(counts)
 
 
-def _token_vectors(tokens: list[np.ndarray], counts: list[np.ndarray], vocabulary: int) -> torch.Tensor:
-    """float32 [vocabulary, _HIDDEN - 2]: idf · V S^-1/2, zeros for special tokens and where the corpus is too small."""
-    document_frequency = torch.from_numpy(np.bincount(np.concatenate(tokens), minlength=vocabulary))
-    idf = torch.log((len(tokens) + 1) / (document_frequency + 1.0)).float()
+def _token_vectors(texts: IntArray, tokens: IntArray, counts: IntArray, shape: tuple[int, int]) -> torch.Tensor:
+    """float32 [vocabulary, _HIDDEN - 2]: idf · V S^-1/2, zeros for special tokens and where the corpus is too small.
+
+    shape: numbers of texts and of tokens.
+    """
+    idf = np.log((shape[0] + 1) / (np.bincount(tokens, minlength=shape[1]) + 1))
     idf[: len(_SPECIAL)] = 0
-    weights = [(1 + torch.log(torch.from_numpy(n).float())) * idf[t] for t, n in zip(tokens, counts, strict=True)]
-    rows = np.repeat(np.arange(len(tokens)), [len(t) for t in tokens])
-    values = torch.cat([w / w.norm().clamp_min(1e-9) for w in weights])
-    right, strength = _right_singular(rows, np.concatenate(tokens), values, (len(tokens), vocabulary))
-    vectors = torch.zeros(vocabulary, _HIDDEN - 2)
-    vectors[:, : right.shape[1]] = idf[:, None] * right * strength.rsqrt()
+    weights = (1 + np.log(counts)) * idf[tokens]
+    lengths = np.sqrt(np.bincount(texts, weights**2, minlength=shape[0]))
+    values = weights / np.maximum(lengths, 1e-9)[texts]
+    right, strength = _right_singular(texts, tokens, values, shape)
+    vectors = torch.zeros(shape[1], _HIDDEN - 2)
+    vectors[:, : right.shape[1]] = torch.from_numpy(idf).float()[:, None] * right * strength.rsqrt()
     return vectors
 
 
 def _right_singular(
-    rows: np.ndarray, columns: np.ndarray, values: torch.Tensor, shape: tuple[int, int]
+    rows: IntArray, columns: IntArray, values: NDArray[np.float64], shape: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Leading right singular vectors [columns, k] and values [k] of a sparse matrix, k <= _HIDDEN - 2.
 
-    Randomised subspace iteration: Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1.
+    Randomised subspace iteration: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1.
     """
     wanted = min(_HIDDEN - 2, *shape)
-    there = torch.from_numpy(np.stack([rows, columns]))
-    matrix = torch.sparse_coo_tensor(there, values, shape, check_invariants=False).coalesce()
-    transposed = matrix.t().coalesce()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that compressed rows are new in torch
+        there = torch.from_numpy(np.stack([rows, columns]))
+        numbers = torch.from_numpy(values).float()
+        matrix = torch.sparse_coo_tensor(there, numbers, shape).coalesce().to_sparse_csr()
+        transposed = torch.sparse_coo_tensor(there.flip(0), numbers, shape[::-1]).coalesce().to_sparse_csr()
     basis = torch.randn(shape[1], min(wanted + _OVERSAMPLING, *shape), generator=torch.Generator().manual_seed(0))
     for _ in range(_ITERATIONS):
-        basis, _ = torch.linalg.qr(torch.sparse.mm(transposed, torch.sparse.mm(matrix, basis)))
-    _, strength, small = torch.linalg.svd(torch.sparse.mm(matrix, basis), full_matrices=False)
+        basis, _ = torch.linalg.qr(transposed @ (matrix @ basis))
+    _, strength, small = torch.linalg.svd(matrix @ basis, full_matrices=False)
     kept = strength[:wanted] > 1e-4 * strength[0].clamp_min(1e-9)
     return (basis @ small.T)[:, :wanted][:, kept], strength[:wanted][kept]
 

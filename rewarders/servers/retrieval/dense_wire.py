@@ -1,4 +1,4 @@
-"""What the dense backend and its process say to each other: settings, and MessagePack in frames (`rewarders.frames`)."""
+"""What the dense backend and its process say to each other: settings, and MessagePack in `rewarders.frames`."""
 
 from __future__ import annotations
 
