@@ -44,9 +44,8 @@ def write_plots(metrics: list[Metrics], evaluation: Evaluation, folder: str | Pa
     target.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in DRAWINGS.items():
-        file = (
-            target / f"{name}_{_file_part(evaluation.metric)}.png" if draw is draw_heldout else target / f"{name}.png"
-        )
+        measured = f"_{_file_part(evaluation.metric)}" if draw is draw_heldout else ""
+        file = target / f"{name}{measured}.png"
         figure, (axes,) = _figure(1, 1, _SIZE_INCHES)
         if draw(axes, metrics, evaluation):
             figure.savefig(file, dpi=_DPI)
@@ -64,8 +63,9 @@ def write_plots(metrics: list[Metrics], evaluation: Evaluation, folder: str | Pa
 def baseline_label(name: str) -> str:
     """A baseline's name in words: `rarest_2` is "AND of the 2 rarest words"."""
     if name.startswith("rarest"):
-        count = name.removeprefix("rarest").strip("_ ")
-        return "the rarest word" if count == "1" else f"AND of the {count or 'k'} rarest words"
+        count = name.removeprefix("rarest").removesuffix("_words").strip("_ ")
+        joined = "" if name.endswith("_words") else "AND of "
+        return "the rarest word" if count == "1" else f"{joined}the {count or 'k'} rarest words"
     return _BASELINE_NAMES.get(name, name)
 
 
