@@ -12,6 +12,7 @@ from common.data.rows import read_requests
 from common.data.worlds import WORLDS
 from deploy.errors import LaunchError
 from deploy.processes import KEEP_MEMORY
+from deploy.search_engine import query_form
 
 
 def cache_folder() -> Path:
@@ -70,7 +71,7 @@ def prepare_model(config: Config, corpus: Path) -> Path:
             "--minutes": shape.minutes,
             "--seed": shape.seed,
             "--task": config.task.name,
-            "--answers": answer_form(config),
+            "--answers": query_form(config) or "sql",
         }
         arguments = [str(part) for pair in options.items() for part in pair]
         if shape.steps is not None:
@@ -82,15 +83,6 @@ def prepare_model(config: Config, corpus: Path) -> Path:
     if local.exists() or config.model.path.startswith((".", "/", "~", "$")):
         raise LaunchError(f"model.path {local} holds no model: config.json is missing")
     return _download(config.model.path)
-
-
-def answer_form(config: Config) -> str:
-    """What the queries look like that the run's engine understands."""
-    search = config.search
-    if search.engine == "sqlite":
-        return "sql"
-    ranked = search.engine == "dense" or (search.engine == "bm25" and search.bm25.syntax == "words")
-    return "words" if ranked else "boolean"
 
 
 def _download(hub_id: str) -> Path:

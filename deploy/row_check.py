@@ -114,7 +114,7 @@ async def _run_golds(
     config: Config, task: TextToSql, rows: Sequence[Row], report: Report
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Reasons by row: of those that no day will mend, and of those that failed now."""
-    from rewarders.answerers.base import RowUnusable
+    from rewarders.answerers.base import UnusableRowError
     from rewarders.engines.base import EngineUnavailable
 
     permanent: dict[str, str] = {}
@@ -128,7 +128,7 @@ async def _run_golds(
             for attempt in range(_ATTEMPTS):
                 try:
                     await answerer.gold(row)
-                except RowUnusable as error:
+                except UnusableRowError as error:
                     permanent[row.id] = error.reason
                 except EngineUnavailable as error:
                     if attempt + 1 < _ATTEMPTS:

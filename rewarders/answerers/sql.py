@@ -13,7 +13,7 @@ import msgspec
 from common.sql.table import Table
 from common.tasks import Execution, ParsedAnswer, Row
 from common.tasks.text_to_sql import TextToSql
-from rewarders.answerers.base import Answerer, RowUnusable
+from rewarders.answerers.base import Answerer, UnusableRowError
 from rewarders.engines.base import EngineUnavailable
 from rewarders.sql.errors import GoldUnusable, SqlRefused, SqlTimeout, SqlUnavailable
 from rewarders.sql.gold import GoldResults
@@ -68,13 +68,13 @@ class SqlAnswerer(Answerer):
         """The result of the row's reference query, run once and remembered.
 
         Raises:
-            RowUnusable: it will never have one. EngineUnavailable: not now.
+            UnusableRowError: it will never have one. EngineUnavailable: not now.
         """
         database = database_path(self.folder, row.database)
         try:
             return await self._golds.get(database, self.task.executable(row.gold_sql))
         except GoldUnusable as error:
-            raise RowUnusable(row, error.reason) from None
+            raise UnusableRowError(row, error.reason) from None
         except SqlUnavailable as error:
             raise EngineUnavailable(f"row {row.id!r}: {error.reason}") from None
 

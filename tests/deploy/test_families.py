@@ -33,6 +33,10 @@ pytestmark = pytest.mark.slow
     ("config", "metrics"),
     [
         ("demo_sql.yaml", ("accuracy", "executed")),
+        ("demo_trials.yaml", ("recall", "precision")),
+        ("demo_evidence.yaml", ("hits@20", "mrr")),
+        ("demo_ranking.yaml", ("ndcg@10", "recall@50")),
+        ("demo_ranking_dense.yaml", ("ndcg@10", "recall@50")),
     ],
 )
 def test_a_family_trains_end_to_end(demo_folder: Path, config: str, metrics: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from common.scores import InvalidOutput, Scored, Unavailable
 from common.sql.table import Table
 from common.tasks import Execution, Row
 from common.tasks.text_to_sql import TextToSql
-from rewarders.answerers.base import RowUnusable
+from rewarders.answerers.base import UnusableRowError
 from rewarders.answerers.sql import SqlAnswerer, database_path
 from rewarders.engines.base import EngineUnavailable
 from rewarders.scoring import INLINE_CELLS, Scorer, cells_of
@@ -73,7 +73,7 @@ async def test_a_slow_query_is_a_timeout_and_no_empty_table(scorer: Scorer) -> N
 async def test_a_reference_query_that_fails_blames_no_answer(scorer: Scorer) -> None:
     assert isinstance(scorer.answerer, SqlAnswerer)
     row = Row("s3", "?", database="people", gold_sql="SELECT nothing FROM nowhere")
-    with pytest.raises(RowUnusable, match="row 's3': the gold query is refused"):
+    with pytest.raises(UnusableRowError, match="row 's3': the gold query is refused"):
         await scorer.answerer.gold(row)
     missing = Row("s4", "?", database="unknown", gold_sql="SELECT 1")
     score = await scorer.score_text(text("SELECT 1"), missing)
