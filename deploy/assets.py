@@ -9,8 +9,10 @@ from pathlib import Path
 
 from common.config import Config
 from common.data.rows import read_requests
+from common.data.worlds import WORLDS
 from deploy.errors import LaunchError
 from deploy.processes import KEEP_MEMORY
+from deploy.search_engine import query_form
 
 
 def cache_folder() -> Path:
@@ -37,9 +39,9 @@ def prepare_assets(config: Config) -> Config:
 
 
 def prepare_corpus(config: Config) -> Path:
-    """The BEIR folder of the run; the generated world is built if it is asked for."""
-    if config.data.corpus == "demo":
-        return _build("data", "demo-world", "--seed", str(config.data.demo_seed))
+    """The folder of the run's data; a generated world is built if it is asked for."""
+    if config.data.corpus in WORLDS:
+        return _build("data", "demo-world", "--name", config.data.corpus, "--seed", str(config.data.demo_seed))
     expanded = os.path.expandvars(config.data.corpus)
     if "$" in expanded:
         variable = expanded.partition("$")[2].partition("/")[0].strip("{}")
@@ -47,7 +49,8 @@ def prepare_corpus(config: Config) -> Path:
     corpus = Path(expanded).expanduser().resolve()
     if not corpus.is_dir():
         raise LaunchError(
-            f"data.corpus {corpus} is not a folder: point it at a BEIR folder (corpus.jsonl, queries.jsonl, qrels/)"
+            f"data.corpus {corpus} is not a folder: point it at a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
+            f"or name a generated world: {', '.join(WORLDS)}"
         )
     for split in (config.data.train_split, config.data.heldout_split):
         if not read_requests(corpus, split):
@@ -67,6 +70,8 @@ def prepare_model(config: Config, corpus: Path) -> Path:
             "--vocabulary": shape.vocabulary,
             "--minutes": shape.minutes,
             "--seed": shape.seed,
+            "--task": config.task.name,
+            "--answers": query_form(config) or "sql",
         }
         arguments = [str(part) for pair in options.items() for part in pair]
         if shape.steps is not None:

@@ -13,14 +13,15 @@ from pathlib import Path
 
 from common.config import Config, load_config
 from common.run_folder import RunFolder
-from deploy import data_commands, doctor, fleet_commands, run_commands
-from deploy.errors import user_message
+from deploy import data_commands, doctor, fleet_commands, run_commands, search_server_command
+from deploy.errors import exit_status, user_message
 
 Handler = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; errors the user can mend are one line and exit status 1."""
+    """Run one command; errors the user can mend are one line and exit status 1 (a role: 78 where starting it
+    again is of no use)."""
     arguments = _parse(argv)
     logging.basicConfig(
         level=logging.DEBUG if os.environ.get("DEEPRETRIEVAL_DEBUG") else logging.INFO,
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message is None or os.environ.get("DEEPRETRIEVAL_DEBUG"):
             raise
         print(f"error: {message}", file=sys.stderr)
-        return 1
+        return exit_status(error)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -75,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     run_commands.add_commands(commands)
     _add_roles(commands)
-    _add_search_server(commands)
+    _add_parent(search_server_command.add_command(commands))
     fleet_commands.add_commands(commands)
     data_commands.add_commands(commands)
     _add_report(commands)
@@ -182,43 +183,6 @@ def _torchrun(arguments: argparse.Namespace) -> int:
 
 
 # ---------------------------------------------------------------------- the rest
-
-
-def _add_search_server(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    server = commands.add_parser("search-server", help="a PubMed-compatible server over a local corpus")
-    server.add_argument("kind", choices=["pubmed"])
-    server.add_argument("--corpus", type=Path, required=True, help="BEIR folder")
-    server.add_argument("--host", default="127.0.0.1")
-    server.add_argument("--port", type=int, default=8900, help="0 takes a free one")
-    server.add_argument("--latency-ms", type=float, default=0.0, help="latency of every answer")
-    server.add_argument("--jitter-ms", type=float, default=0.0, help="random latency on top")
-    server.add_argument("--quota", type=int, help="requests allowed per window; others get NCBI's 429")
-    server.add_argument("--window", type=float, default=1.0, help="window of the quota in seconds")
-    server.add_argument("--fault-rate", type=float, default=0.0, help="share of requests that fail as they do at NCBI")
-    server.add_argument("--fault-seed", type=int, default=0, help="seed of the sequence of faults")
-    _add_parent(server)
-    server.set_defaults(handler=_search_server)
-
-
-def _search_server(arguments: argparse.Namespace) -> int:
-    from deploy.assets import cache_folder
-    from rewarders.servers.pubmed import ServerSettings, run
-
-    run(
-        ServerSettings(
-            corpus=arguments.corpus,
-            host=arguments.host,
-            port=arguments.port,
-            cache_folder=cache_folder() / "indexes",
-            latency_ms=arguments.latency_ms,
-            jitter_ms=arguments.jitter_ms,
-            quota=arguments.quota,
-            window_s=arguments.window,
-            fault_rate=arguments.fault_rate,
-            fault_seed=arguments.fault_seed,
-        )
-    )
-    return 0
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -6,33 +6,34 @@ Each command prints its progress on stderr and the path of what it made as the l
 from __future__ import annotations
 
 import argparse
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
+from common.data.worlds import WORLDS
 from deploy.assets import cache_folder
-
-DEMO_WORLD_FORMAT = 1  # part of the cached folder's name: change it whenever the same seed gives another world
+from deploy.terminal import progress_bar
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `data` with its subcommands."""
     data = commands.add_parser("data", help="corpora and models that are built here")
     kinds = data.add_subparsers(title="data commands", required=True, metavar="KIND")
-    world = kinds.add_parser("demo-world", help="the generated corpus with its requests and judgments")
+    world = kinds.add_parser("demo-world", help="a generated world: corpus or databases, requests and judgments")
+    world.add_argument("--name", choices=sorted(WORLDS), default="demo", help="default: demo (publications)")
     world.add_argument("--seed", type=int, default=0)
     world.add_argument("--out", type=Path, help="folder to make; default: the cache")
     world.set_defaults(handler=_demo_world)
     _add_warm_start(kinds)
+    check = kinds.add_parser("check", help="find the rows of a run that can never be scored; runs every SQL gold")
+    check.add_argument("config", help="YAML file of the run")
+    check.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
+    check.set_defaults(handler=_check)
 
 
 def _add_warm_start(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     start = kinds.add_parser("warm-start", help="a small model that knows the answer format and how to copy words")
-    start.add_argument("--corpus", type=Path, required=True, help="BEIR folder")
+    start.add_argument("--corpus", type=Path, required=True, help="folder of requests and documents")
+    start.add_argument("--task", default="publication_search", help="whose prompts and answers it learns")
+    start.add_argument("--answers", choices=["boolean", "words", "sql"], default="boolean", help="form of its queries")
     start.add_argument("--out", type=Path, help="folder of built models; default: the cache")
     start.add_argument("--layers", type=int, default=2)
     start.add_argument("--width", type=int, default=128)
@@ -46,13 +47,26 @@ def _add_warm_start(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _demo_world(arguments: argparse.Namespace) -> int:
-    from common.data.demo_world import build_demo_world
-
-    folder = arguments.out or cache_folder() / "worlds" / f"demo-{DEMO_WORLD_FORMAT}-seed{arguments.seed}"
-    if not (folder / "corpus.jsonl").is_file():
-        build_demo_world(folder, arguments.seed)
+    world = WORLDS[arguments.name]
+    folder = arguments.out or cache_folder() / "worlds" / f"{arguments.name}-{world.format}-seed{arguments.seed}"
+    if not folder.is_dir():
+        world.build(folder, arguments.seed)
     print(folder)
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from common.config import load_config
+    from deploy.assets import prepare_corpus
+    from deploy.row_check import unusable_rows
+
+    config = load_config(Path(arguments.config), arguments.overrides)
+    data = config.data.model_copy(update={"corpus": str(prepare_corpus(config))})
+    found = unusable_rows(config.model_copy(update={"data": data}))
+    for row, reason in found.items():
+        print(f"{row}: {reason}")
+    print(f"{len(found)} rows can never be scored" if found else "every row can be scored")
+    return 1 if found else 0
 
 
 def _warm_start(arguments: argparse.Namespace) -> int:
@@ -67,38 +81,10 @@ def _warm_start(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         seed=arguments.seed,
         reasoning=arguments.reasoning,
+        task=arguments.task,
+        answers=arguments.answers,
     )
     with progress_bar("Building the small warm-started model") as report:
         path = warm_start(arguments.corpus, arguments.out or cache_folder() / "models", settings, report)
     print(path)
     return 0
-
-
-class progress_bar:  # noqa: N801 - used like a function
-    """A progress bar on stderr fed by (share done, what is going on); plain lines where there is no terminal."""
-
-    def __init__(self, title: str) -> None:
-        self._console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-        )
-        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._title = title
-        self._said_at = 0.0
-
-    def __enter__(self) -> Callable[[float, str], None]:
-        self._progress.__enter__()
-        self._task = self._progress.add_task(self._title, total=1.0)
-        return self._report
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.__exit__(None, None, None)
-
-    def _report(self, share: float, text: str) -> None:
-        self._progress.update(self._task, completed=share, description=f"{self._title}: {text}")
-        if not self._console.is_terminal and time.monotonic() - self._said_at > 10:
-            self._said_at = time.monotonic()
-            print(f"{self._title}: {text} ({share:.0%})", file=sys.stderr, flush=True)

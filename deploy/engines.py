@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.config import Config
@@ -9,9 +10,11 @@ from common.tasks import Task
 
 if TYPE_CHECKING:
     from rewarders.answerers.base import Answerer
+    from rewarders.answerers.sql import SqlAnswerer
     from rewarders.engines.base import SearchEngine
     from rewarders.engines.ctgov import CtGovSettings
     from rewarders.engines.pubmed import Permit, PubMedSettings
+    from rewarders.engines.retrieval import RetrievalSettings
     from rewarders.retry import Retrier
 
 
@@ -33,12 +36,22 @@ def engine_of(config: Config, permit: Permit | None = None) -> SearchEngine:
             from rewarders.engines.pubmed import PubMedEngine
 
             return PubMedEngine(pubmed_settings(config), permit=permit)
+        case "bm25" | "dense":
+            from rewarders.engines.retrieval import RetrievalEngine
+
+            return RetrievalEngine(retrieval_settings(config), permit=permit)
         case kind:
             raise NotImplementedError(f"engine {kind}")
 
 
 def answerer_of(config: Config, task: Task, permit: Permit | None = None) -> Answerer:
-    """What a rewarder of this run tries answers with, not yet started."""
+    """What a rewarder of this run tries answers with, not yet started.
+
+    Raises:
+        ValueError: the task and the engine do not fit.
+    """
+    if config.search.engine == "sqlite":
+        return sql_answerer_of(config, task)
     from rewarders.answerers.search import SearchAnswerer
     from rewarders.cache import SearchCache
     from rewarders.retry import Retrier, RetryPolicy
@@ -51,6 +64,27 @@ def answerer_of(config: Config, task: Task, permit: Permit | None = None) -> Ans
         cache=SearchCache(config.rewarder.cache_entries),
         retrier=retrier,
     )
+
+
+def sql_answerer_of(config: Config, task: Task) -> SqlAnswerer:
+    """What runs SQL answers of this run, not yet started.
+
+    Raises:
+        ValueError: the task's answers are no SQL.
+    """
+    from common.tasks.text_to_sql import TextToSql
+    from rewarders.answerers.sql import DATABASES_FOLDER, SqlAnswerer
+
+    if not isinstance(task, TextToSql):
+        raise ValueError(f"search.engine sqlite runs SQL, but the answers of the task {task.name} are none")
+    sql = config.search.sql
+    folder = Path(config.data.corpus) / DATABASES_FOLDER
+    return SqlAnswerer(task, folder, processes=sql.processes, deadline_s=sql.deadline_s)
+
+
+def has_server(config: Config) -> bool:
+    """Whether the engine answers over HTTP; SQLite runs inside every rewarder."""
+    return config.search.engine != "sqlite"
 
 
 def pubmed_settings(config: Config) -> PubMedSettings:
@@ -73,6 +107,13 @@ def ctgov_settings(config: Config) -> CtGovSettings:
 
     search = config.search
     return CtGovSettings(base_url=_url(config), tool=search.tool, email=search.email, timeout_s=search.timeout_s)
+
+
+def retrieval_settings(config: Config) -> RetrievalSettings:
+    """The settings of the client of a BM25 or dense server."""
+    from rewarders.engines.retrieval import RetrievalSettings
+
+    return RetrievalSettings(base_url=_url(config), timeout_s=config.search.timeout_s)
 
 
 def _url(config: Config) -> str:

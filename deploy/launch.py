@@ -19,8 +19,10 @@ from typing import Any
 from rich.console import Console
 
 from common.config import Config
+from common.tasks.from_config import task_of
 from common.tracking.progress import LiveProgress
 from common.transport.keys import load_run_keys
+from deploy.engines import has_server
 from deploy.errors import LaunchError
 from deploy.fleet import ELASTIC, Fleet, Outcome
 from deploy.fleet_watch import FleetWatch
@@ -51,9 +53,10 @@ class LaunchedRun:
     """
 
     def __init__(self, config: Config, engine: str, resume: bool, console: Console, site: Site) -> None:
-        self._own_server = config.search.url is None
+        self._own_server = config.search.url is None and has_server(config)
         self._config = with_addresses(config, engine, site)
         self.folder = run_folder(config)
+        self._metric = task_of(config).metric
         self._engine = engine
         self._resume = resume
         self._console = console
@@ -81,13 +84,16 @@ class LaunchedRun:
         try:
             with LiveProgress(self.folder.metrics, self._snapshot, console=self._console):
                 outcome = await self._until_end()
+                if outcome == "failed":
+                    self._warning = f"{self._supervisor.failure}; the learner writes a checkpoint"
+                    await self._end_learner()
         finally:
             await self._supervisor.stop_all(STOP_GRACE_S)
         if outcome == "completed":
             print_report(write_report(self.folder.path, {"engine": self._engine}), self._console)
             return 0
         if outcome == "failed":
-            raise LaunchError(self._supervisor.failure)
+            raise LaunchError(f"{self._supervisor.failure}{self._how_to_mend()}")
         self._say_how_to_go_on()
         return 130
 
@@ -109,6 +115,11 @@ class LaunchedRun:
                 task.cancel()
             await asyncio.gather(work, interruption, return_exceptions=True)
         self._warning = "stopping: the learner writes a checkpoint; Ctrl-C again does not wait for it"
+        await self._end_learner()
+        return "stopped"
+
+    async def _end_learner(self) -> None:
+        """Wait for its checkpoint, but not against the user's will."""
         saving = asyncio.create_task(self._supervisor.stop("learner", CHECKPOINT_GRACE_S))
         hurry = asyncio.create_task(self._hurry.wait())
         try:
@@ -117,22 +128,20 @@ class LaunchedRun:
             for unfinished in (saving, hurry):
                 unfinished.cancel()
             await asyncio.gather(saving, hurry, return_exceptions=True)
-        return "stopped"
 
     async def _start_and_supervise(self) -> Outcome:
-        url = self._config.search.url
-        assert url is not None
+        server = self._config.search.url if self._own_server else None
         fleet = self._supervisor.fleet
         self._watch = FleetWatch(
             self._supervisor,
             endpoint_of(self._config),
             load_run_keys(self.folder.keys, "monitor"),
-            url if self._own_server else None,
+            server,
             self.folder.path,
         )
         watching = asyncio.create_task(self._watch.run())
         try:
-            await (start_server(self._supervisor, url) if self._own_server else check_engine(self._config))
+            await (start_server(self._supervisor, server) if server else check_engine(self._config))
             await self._start_home_roles()
             fleet.scale("actor", self._config.actor.count)  # first: importing and starting vLLM takes longest
             fleet.scale("rewarder", self._config.rewarder.count)
@@ -178,6 +187,10 @@ class LaunchedRun:
         assert self._config.model.path is not None
         return [self.folder.config, self.folder.keys / "public.json", Path(self._config.model.path) / "config.json"]
 
+    def _how_to_mend(self) -> str:
+        saved = self.folder.checkpoints.is_dir() and any(self.folder.checkpoints.iterdir())
+        return "; when that is mended, the same command with --resume goes on" if saved else ""
+
     def _say_how_to_go_on(self) -> None:
         learner = self._supervisor.roles.get("learner")
         saved = learner is not None and learner.returncode in (0, 130)
@@ -206,6 +219,7 @@ class LaunchedRun:
             "engine": self._engine,
             "device": "GPU" if shutil.which("nvidia-smi") else "CPU",
             "steps": self._config.learner.steps,
+            "metric": self._metric,
             "baselines": self._baselines,
             "roles": [state.snapshot() for state in watch.states] if watch is not None else [],
             "warning": self._warning,

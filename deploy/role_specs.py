@@ -8,6 +8,7 @@ from common.config import Config
 from common.run_folder import RunFolder
 from deploy.fleet import Kind
 from deploy.processes import KEEP_MEMORY, RoleSpec
+from deploy.search_server_command import options_of
 from deploy.sites import LOOPBACK
 
 LIGHT_CPUS = 0.25  # broker, rewarders and search server mostly wait
@@ -72,15 +73,9 @@ class RoleSpecs:
         )
 
     def _search_server(self) -> tuple[str, ...]:
-        search, quota = self._config.search, self._config.search.quota
+        search = self._config.search
         host = urlsplit(search.url or "").hostname or LOOPBACK
-        limits = ("--quota", str(quota.requests), "--window", str(quota.window_s)) if quota else ()
-        return (
-            *("search-server", "pubmed", "--corpus", self._config.data.corpus, "--host", host),
-            *("--port", str(search.port), "--latency-ms", str(search.latency_ms)),
-            *("--fault-rate", str(search.fault_rate), "--fault-seed", str(self._config.run.seed)),
-            *limits,
-        )
+        return ("search-server", *options_of(self._config), "--host", host, "--port", str(search.port))
 
     def _spec(
         self,

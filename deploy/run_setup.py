@@ -8,6 +8,7 @@ from pathlib import Path
 from common.config import Config, to_yaml
 from common.run_folder import RunFolder
 from common.transport.keys import create_run_keys
+from deploy.engines import has_server
 from deploy.sites import LOOPBACK, Site
 
 _RESULTS = ("plots", "rewrites.md")  # beside those that `RunFolder` names
@@ -20,7 +21,7 @@ def with_addresses(config: Config, engine: str, site: Site) -> Config:
         broker = broker.model_copy(update={"host": site.host})
     if broker.port == 0:
         broker = broker.model_copy(update={"port": site.free_port(broker.host)})
-    if search.url is None:
+    if search.url is None and has_server(config):
         host = LOOPBACK if site.reaches(LOOPBACK) else site.host
         port = search.port or site.free_port(host)
         search = search.model_copy(update={"url": f"http://{host}:{port}", "port": port})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -13,7 +12,7 @@ import torch
 
 from common import messages as m
 from common.config import Config
-from common.data.rows import read_requests
+from common.data.rows import requests_of
 from common.run_folder import RunFolder
 from common.tasks.from_config import task_of
 from common.tracking.tracker import Tracker
@@ -118,8 +117,7 @@ def _lead(
     stop_requested: Callable[[], bool],
 ) -> bool:
     """Rank 0: open the connections, run the loop, close them again."""
-    corpus = Path(config.data.corpus)
-    heldout = read_requests(corpus, config.data.heldout_split)[: config.data.heldout_limit]
+    heldout = requests_of(config.data, config.data.heldout_split)[: config.data.heldout_limit]
     task = task_of(config)
     keys = load_run_keys(folder.keys, "learner")
     folder.heldout.mkdir(parents=True, exist_ok=True)
@@ -144,7 +142,7 @@ def _lead(
         weights=weights,
         weights_key=keys.own.public.decode(),
         prompts=PromptStream(
-            read_requests(corpus, config.data.train_split), task, _train_sampling(config), config.run.seed
+            requests_of(config.data, config.data.train_split), task, _train_sampling(config), config.run.seed
         ),
         heldout=heldout,
         task=task,

@@ -64,11 +64,16 @@ class TaskConfig(Section):
 class DataConfig(Section):
     """Where requests and their relevant documents come from."""
 
-    corpus: str = Field("demo", description="BEIR folder, or `demo` for the generated world; $VARIABLES are expanded")
+    corpus: str = Field(
+        "demo",
+        description="Folder of requests (BEIR, or rows/*.jsonl), or a generated world: demo, demo-sql, demo-evidence, "
+        "demo-ranking, demo-trials; $VARIABLES are expanded",
+    )
     train_split: str = Field("train", description="Judgments trained on: qrels/<split>.tsv")
     heldout_split: str = Field("test", description="Judgments never trained on")
     heldout_limit: PositiveInt | None = Field(None, description="Evaluate on the first so many held-out requests only")
     demo_seed: int = Field(0, description="Seed of the generated world")
+    exclude: tuple[str, ...] = Field((), description="Ids of rows that are left out; unusable SQL rows are added")
 
 
 class QuotaConfig(Section):

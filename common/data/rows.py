@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from common.config.schema import DataConfig
 from common.data.beir import DataError, read_split
 from common.tasks.row import Row
 
@@ -25,6 +26,16 @@ def read_requests(folder: str | Path, split: str) -> list[Row]:
     """
     path = Path(folder) / ROWS_FOLDER / f"{split}.jsonl"
     return _read_rows(path) if path.is_file() else read_split(folder, split)
+
+
+def requests_of(data: DataConfig, split: str) -> list[Row]:
+    """The requests of a split of a run, without the rows it leaves out.
+
+    Raises:
+        DataError: as `read_requests`.
+    """
+    excluded = frozenset(data.exclude)
+    return [row for row in read_requests(data.corpus, split) if row.id not in excluded]
 
 
 def _read_rows(path: Path) -> list[Row]:

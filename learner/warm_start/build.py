@@ -13,24 +13,25 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
-from common.data.beir import CORPUS_FILE, QUERIES_FILE, read_corpus, read_split, splits
-from learner.warm_start.examples import ExampleSampler, sentences
+from common.tasks import load_task
+from learner.warm_start.families import AnswerForm, Family, content_files
 from learner.warm_start.induction import write_induction_circuit
 from learner.warm_start.pretrain import Budget, ModelShape, Progress, new_model, pretrain
-from learner.warm_start.tokenizer import save_tokenizer, train_tokenizer
+from learner.warm_start.tokenizer import save_tokenizer
 
 logger = logging.getLogger(__name__)
 
 WARM_START_FORMAT = 2  # part of the cache key: change it whenever the same settings give another model
-_SENTENCES = 12_000  # enough to meet a corpus's words; more only costs tokenization
 _THREADS = 2
+_WIDE = 128  # narrower matrices gain nothing from a second thread, and on a busy machine wait for it
 
 
 @dataclass(frozen=True)
 class WarmStartSettings:
     """What the model is made from, besides the corpus.
 
-    `minutes` is a safety net: with time enough, the same settings give the same model on any machine.
+    `task`: whose prompts and answers it learns. `answers`: what its queries look like. `minutes` is a safety net: with
+    time enough, the same settings give the same model on any machine.
     """
 
     layers: int = 2
@@ -41,13 +42,16 @@ class WarmStartSettings:
     steps: int | None = None
     seed: int = 0
     reasoning: bool = False
+    task: str = "publication_search"
+    answers: AnswerForm = "boolean"
 
 
 def warm_start(corpus: Path, root: Path, settings: WarmStartSettings, progress: Progress | None = None) -> Path:
     """Build the model below `root`, or find it there; returns its folder.
 
     Args:
-        corpus: BEIR folder. Its texts and the requests of its training split are read, never its judgments.
+        corpus: folder of a run's data. Its texts and the requests of its training split are read, never its
+            judgments.
         progress: called with (share done, what is going on).
 
     Raises:
@@ -71,19 +75,17 @@ def warm_start(corpus: Path, root: Path, settings: WarmStartSettings, progress: 
 
 
 def _build(corpus: Path, folder: Path, settings: WarmStartSettings, report: Progress) -> None:
-    torch.set_num_threads(min(_THREADS, os.cpu_count() or 1))
+    torch.set_num_threads(min(_THREADS, os.cpu_count() or 1) if settings.width >= _WIDE else 1)
     report(0.0, "reading the corpus")
-    texts = [f"{document.title} {document.text}" for document in read_corpus(corpus)]
-    requests = [row.text for split in splits(corpus) if split == "train" for row in read_split(corpus, split)]
+    task = load_task(settings.task, prompt="short", reasoning=settings.reasoning)
+    family = Family(corpus, settings.answers, task)
     report(0.01, "training the tokenizer")
-    tokenizer = train_tokenizer([*texts, *requests], settings.vocabulary)
-    report(0.03, "collecting sentences")
-    pool = [sentence for text in texts for sentence in sentences(text)]
-    step = max(1, len(pool) // _SENTENCES)
-    sampler = ExampleSampler(tokenizer, [*pool[::step], *requests * 2], reasoning=settings.reasoning)
+    tokenizer = family.tokenizer(settings.vocabulary)
+    report(0.03, "collecting examples")
+    sampler = family.sampler(tokenizer, settings.reasoning)
     shape = ModelShape(settings.layers, settings.width, settings.heads, 3 * settings.width)
     model = new_model(tokenizer, shape, settings.seed)
-    write_induction_circuit(model, tokenizer, settings.seed)
+    write_induction_circuit(model, tokenizer, settings.seed, family.beginnings)
     budget = (
         Budget(seconds=60 * settings.minutes)
         if settings.steps is None
@@ -108,9 +110,7 @@ def _build(corpus: Path, folder: Path, settings: WarmStartSettings, report: Prog
 
 def _key(corpus: Path, settings: WarmStartSettings) -> str:
     digest = hashlib.sha256(f"{WARM_START_FORMAT} {json.dumps(asdict(settings), sort_keys=True)}".encode())
-    for name in (CORPUS_FILE, QUERIES_FILE):
-        path = corpus / name
-        if path.is_file():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in content_files(corpus):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerFast
 
@@ -27,6 +28,12 @@ STRUCTURES: tuple[tuple[str, float], ...] = (
     ("(a AND b) OR c", 0.10),
     ("(a OR b) AND (c OR d)", 0.16),
 )
+# For engines to which operators mean nothing. The shorter ones leave out more, and begin less well.
+PLAIN_STRUCTURES: tuple[tuple[str, float], ...] = (
+    ("a b", 0.3),
+    ("a b c", 0.4),
+    ("a b c d", 0.3),
+)
 # Function words, which no query needs. Everything else with three signs or more counts as a content word.
 FUNCTION_WORDS = frozenset(
     """about after against all also among and any are because been before being between both but can could did does
@@ -38,7 +45,7 @@ FUNCTION_WORDS = frozenset(
 _WORD = re.compile(r"[^\W_]+")
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 _SHORTEST_WORD = 3
-_LONGEST_PROMPT = 96  # tokens; longer texts would cost time and teach nothing that shorter ones do not
+LONGEST_PROMPT = 96  # tokens; longer texts would cost time and teach nothing that shorter ones do not
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,18 @@ _BODY = r'<answer>\{"query": "(?P<query>[^"<>]*)"\}</answer>'
 _ANSWER = {False: re.compile(_BODY), True: re.compile(r"<think>[^<>]+</think>" + _BODY)}
 
 
+class Sampler(Protocol):
+    """What a warm start learns from. sources: the prompts, of which some are answered freely to measure progress."""
+
+    sources: list[Source]
+
+    def draw(self, rng: random.Random, longest_random_prompt: int = 24) -> Example:
+        """One example."""
+
+    def is_clean(self, answer: str, source: Source) -> bool:
+        """Whether a freely sampled answer is as it was taught, right or wrong."""
+
+
 class ExampleSampler:
     """Draws examples from texts and from bags of random words, reproducibly for one `random.Random`.
 
@@ -95,6 +114,7 @@ class ExampleSampler:
         texts: sentences and requests; those with fewer than four content words are passed over.
         reasoning: put a think part of a few copied words before the answer.
         random_share: share of examples whose prompt is a random bag of words; they teach to copy any word anywhere.
+        structures: of the queries, with their shares.
 
     Raises:
         ValueError: no text has four content words.
@@ -107,9 +127,10 @@ class ExampleSampler:
         *,
         reasoning: bool,
         random_share: float = 0.5,
+        structures: Sequence[tuple[str, float]] = STRUCTURES,
     ) -> None:
         self._tokenizer = tokenizer
-        self.reasoning = reasoning
+        self._reasoning = reasoning
         self._random_share = random_share
         self.sources = [source for text in texts if (source := self._source(text)) is not None]
         if not self.sources:
@@ -118,8 +139,8 @@ class ExampleSampler:
         self._opening = self._encode("<answer>" + QUERY_OPENING)
         self._closing = [*self._encode(QUERY_CLOSING + "</answer>"), int(tokenizer.eos_token_id)]
         self._thinking = (self._encode("<think>"), self._encode("</think>"))
-        self._structures = [_parse_structure(shape) for shape, _ in STRUCTURES]
-        self._weights = [share for _, share in STRUCTURES]
+        self._structures = [_parse_structure(shape) for shape, _ in structures]
+        self._weights = [share for _, share in structures]
         self._frame = (self._encode("<|user|>"), self._encode("<|assistant|>"))
         self._vocabulary = [list(w) for w in dict.fromkeys(tuple(w) for s in self.sources for w in s.words)]
 
@@ -131,9 +152,13 @@ class ExampleSampler:
             source = self.sources[rng.randrange(len(self.sources))]
         return Example(source.prompt, self._response(source.words, rng))
 
+    def is_clean(self, answer: str, source: Source) -> bool:
+        """Whether an answer is well-formed and made of the words of its prompt (`is_clean_copy`)."""
+        return is_clean_copy(answer, source.text, reasoning=self._reasoning)
+
     def _response(self, words: Sequence[list[int]], rng: random.Random) -> list[int]:
         response: list[int] = []
-        if self.reasoning:
+        if self._reasoning:
             thought = rng.sample(words, k=min(len(words), rng.randint(1, 4)))
             response += self._thinking[0] + _joined(thought, self._pieces[" "]) + self._thinking[1]
         response += self._opening
@@ -152,7 +177,7 @@ class ExampleSampler:
     def _source(self, text: str) -> Source | None:
         prompt = prompt_ids(self._tokenizer, text)
         words = [self._encode(word) for word in content_words(text)]
-        if len(words) < 4 or len(prompt) > _LONGEST_PROMPT:
+        if len(words) < 4 or len(prompt) > LONGEST_PROMPT:
             return None
         return Source(text, prompt, words)
 

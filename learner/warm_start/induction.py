@@ -12,6 +12,8 @@ query turned back by one position and a constant key score highest at distance o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
@@ -28,10 +30,13 @@ BEGINNINGS = (*JOINERS, QUERY_OPENING, "(", "<|user|>", "<think>")
 
 
 @torch.no_grad()
-def write_induction_circuit(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+def write_induction_circuit(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, beginnings: Sequence[str] = BEGINNINGS
+) -> None:
     """Write the circuit into the first two layers of a freshly initialised model.
 
     Needs at least two layers and two heads per layer; the other heads and layers keep their random weights.
+    beginnings: pieces after which a word may begin as after a space.
 
     Raises:
         ValueError: the model is too small to hold the circuit.
@@ -48,7 +53,7 @@ def write_induction_circuit(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokeni
     half = (heads // 2) * (width // heads)
     _write_previous_token_heads(model, basis, half)
     _write_matching_heads(model, basis, half, generator)
-    _liken(embedding, tokenizer)
+    _liken(embedding, tokenizer, beginnings)
 
 
 def _write_previous_token_heads(model: Qwen2ForCausalLM, basis: Tensor, half: int) -> None:
@@ -84,10 +89,10 @@ def _write_matching_heads(model: Qwen2ForCausalLM, basis: Tensor, half: int, gen
     attention.o_proj.weight.copy_(COPY_STRENGTH * rotation.T)
 
 
-def _liken(embedding: Tensor, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Move the embeddings of `BEGINNINGS` near that of the space, keeping their length."""
+def _liken(embedding: Tensor, tokenizer: PreTrainedTokenizerFast, beginnings: Sequence[str]) -> None:
+    """Move the embeddings of `beginnings` near that of the space, keeping their length."""
     space = embedding[tokenizer.convert_tokens_to_ids(" ")].clone()
-    for piece in BEGINNINGS:
+    for piece in beginnings:
         index = tokenizer.convert_tokens_to_ids(piece)
         if index is not None and index != tokenizer.unk_token_id:
             embedding[index] = 0.8 * space + 0.6 * embedding[index]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from learner.warm_start.examples import Example, ExampleSampler, is_clean_copy
+from learner.warm_start.examples import Example, Sampler
 from learner.warm_start.tokenizer import MAX_MODEL_LENGTH
 
 _LONGEST_ANSWER = 40  # tokens generated when checking
@@ -80,7 +80,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, shape: ModelShape, seed: int) 
 def pretrain(
     model: Qwen2ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    sampler: ExampleSampler,
+    sampler: Sampler,
     *,
     seed: int,
     budget: Budget | None = None,
@@ -117,12 +117,12 @@ def pretrain(
 def copy_score(
     model: Qwen2ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    sampler: ExampleSampler,
+    sampler: Sampler,
     *,
     seed: int,
     samples: int = 128,
 ) -> float:
-    """Share of answers, sampled at temperature 1 for random requests, that are clean copies (`is_clean_copy`)."""
+    """Share of answers, sampled at temperature 1 for random requests, that are clean (`Sampler.is_clean`)."""
     rng = random.Random(seed + 1)
     sources = [sampler.sources[rng.randrange(len(sampler.sources))] for _ in range(samples)]
     width = max(len(source.prompt) for source in sources)
@@ -139,17 +139,14 @@ def copy_score(
             pad_token_id=padding,
         )
     answers = tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
-    clean = [
-        is_clean_copy(answer, source.text, reasoning=sampler.reasoning)
-        for answer, source in zip(answers, sources, strict=True)
-    ]
+    clean = [sampler.is_clean(answer, source) for answer, source in zip(answers, sources, strict=True)]
     return sum(clean) / len(clean)
 
 
 class _Batches:
     """Endless batches of like-length examples; prompts of random tokens grow longer as training goes on."""
 
-    def __init__(self, sampler: ExampleSampler, rng: random.Random, size: int, padding: int) -> None:
+    def __init__(self, sampler: Sampler, rng: random.Random, size: int, padding: int) -> None:
         self._sampler, self._rng, self._size, self._padding = sampler, rng, size, padding
         self._ready: list[list[Example]] = []
 

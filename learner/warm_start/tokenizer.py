@@ -7,7 +7,7 @@ unrelated symbols to a model that is too small to learn their kinship. The fixed
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
@@ -43,12 +43,15 @@ _LEAST_VOCABULARY = 512
 MAX_MODEL_LENGTH = 2048
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocabulary: int = 4096, pieces: Sequence[str] = PIECES
+) -> PreTrainedTokenizerFast:
     """Train the tokenizer on the texts of a corpus.
 
     Args:
         texts: documents and requests; the order does not matter.
         vocabulary: upper bound of the number of tokens, tags and control tokens included (at least 512).
+        pieces: texts that are one token each wherever they stand.
 
     Raises:
         ValueError: the vocabulary is too small to hold the bytes and the format.
@@ -62,14 +65,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> PreTrainedT
     tokenizer.pre_tokenizer = _byte_level(_TRAINING_SPLIT)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
-        vocab_size=vocabulary - len(PIECES),
+        vocab_size=vocabulary - len(pieces),
         special_tokens=list(CONTROL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.pre_tokenizer = _byte_level(_QWEN2_SPLIT)
-    tokenizer.add_tokens([AddedToken(piece, normalized=False, special=False) for piece in PIECES])
+    tokenizer.add_tokens([AddedToken(piece, normalized=False, special=False) for piece in pieces])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,

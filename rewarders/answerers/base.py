@@ -7,6 +7,15 @@ from types import TracebackType
 from typing import Self
 
 from common.tasks import Outcome, ParsedAnswer, Row
+from rewarders.errors import FatalScoringError
+
+
+class UnusableRowError(FatalScoringError):
+    """No answer to this row can ever be scored: it belongs out of the data (`deepretrieval data check` finds it)."""
+
+    def __init__(self, row: Row, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"row {row.id!r}: {reason}")
 
 
 class Answerer(ABC):
@@ -24,6 +33,7 @@ class Answerer(ABC):
 
         Raises:
             BadQuery: the answer itself is at fault. EngineUnavailable: nobody knows what it is worth.
+            UnusableRowError: nobody will ever know.
         """
 
     def counters(self) -> dict[str, float]:

@@ -96,9 +96,19 @@ async def _serve_until_signal(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with await start() as server:
-        say(describe(server))
-        await stop.wait()
+    starting = asyncio.ensure_future(start())
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():  # a server may build its index while it starts; that must not outlive the signal
+        starting.cancel()
+        await asyncio.wait({starting})
+        return
+    try:
+        async with await starting as server:
+            say(describe(server))
+            await stopping
+    finally:
+        stopping.cancel()
 
 
 def _print_line(line: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.data.beir import DataError
@@ -42,3 +44,47 @@ def cached_index(folder: Path, name: str, build: Callable[[Path], None]) -> Path
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def unfinished_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which becomes `path` at the end; it is gone if anything is raised meanwhile.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        try:
+            unfinished.replace(path)
+        except OSError:
+            if not path.is_dir():  # if it is one, another process was faster, and its folder holds the same
+                raise
+    except OSError as error:
+        raise DataError(
+            f"cannot write the search index in {path.parent}: {error}: free space or name another folder"
+        ) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def content_digest(path: Path) -> tuple[str, int]:
+    """SHA-256 and number of lines of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    lines, last = 0, b"\n"
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                lines += block.count(b"\n")
+                last = block[-1:]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): name a folder that holds {path.name}") from None
+    return digest.hexdigest(), lines + (last != b"\n")

@@ -1,8 +1,7 @@
-"""What the pool and a worker say to each other: MessagePack frames with a length before them, over two pipes."""
+"""What the pool and a worker say to each other: MessagePack in frames (`rewarders.frames`), over two pipes."""
 
 from __future__ import annotations
 
-import os
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -10,7 +9,6 @@ import msgspec
 
 from rewarders.sql.limits import SqlLimits
 
-LENGTH_BYTES: Final = 4
 FailureKind = Literal["refused", "timeout", "database", "internal"]
 
 
@@ -68,32 +66,3 @@ def checked(rows: Rows) -> Rows:
     if strange or any(len(row) != len(rows.columns) for row in rows.rows):
         raise msgspec.ValidationError("a row does not hold one text, number, blob or NULL per column")
     return rows
-
-
-def frame(message: bytes) -> bytes:
-    """Put the length in front."""
-    return len(message).to_bytes(LENGTH_BYTES, "big") + message
-
-
-def read_frame(descriptor: int) -> bytes | None:
-    """Read one frame, blocking. None when the other side has closed the pipe."""
-    header = _read_exactly(descriptor, LENGTH_BYTES)
-    return None if header is None else _read_exactly(descriptor, int.from_bytes(header, "big"))
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write everything, blocking."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _read_exactly(descriptor: int, wanted: int) -> bytes | None:
-    parts = []
-    while wanted:
-        part = os.read(descriptor, wanted)
-        if not part:
-            return None
-        parts.append(part)
-        wanted -= len(part)
-    return b"".join(parts)

@@ -11,10 +11,11 @@ import time
 
 import msgspec
 
+from rewarders.frames import frame, read_frame, write_all
 from rewarders.sql.confinement import allow_cpu, confine
 from rewarders.sql.execution import execute, set_heap_limit
 from rewarders.sql.limits import SqlLimits
-from rewarders.sql.wire import Failed, Query, Ready, Reply, Rows, Setup, frame, read_frame, write_all
+from rewarders.sql.wire import Failed, Query, Ready, Reply, Rows, Setup
 
 _INPUT, _OUTPUT = 0, 1
 

@@ -15,8 +15,9 @@ import msgspec
 
 import common
 import rewarders
+from rewarders.frames import LENGTH_BYTES, frame
 from rewarders.sql.limits import SqlLimits
-from rewarders.sql.wire import LENGTH_BYTES, Failed, Query, Ready, Reply, Rows, Setup, checked, frame
+from rewarders.sql.wire import Failed, Query, Ready, Reply, Rows, Setup, checked
 
 _START_DEADLINE_S: Final = 10.0
 _REAP_DEADLINE_S: Final = 5.0

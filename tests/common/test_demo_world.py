@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from common.data import demo_lexicon as lexicon
 from common.data.beir import read_corpus, read_split
-from common.data.demo_world import build_demo_world
+from common.data.worlds import lexicon
+from common.data.worlds.publications import build_demo_world
 from common.tasks import Row
 
 RETMAX = 50

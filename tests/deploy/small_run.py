@@ -37,10 +37,17 @@ GROUPS_PER_STEP, MAX_STALENESS = 8, 2
 class SmallRun:
     """One launcher under test, in a working folder that keeps world and model for the next one."""
 
-    def __init__(self, folder: Path, name: str, settings: Sequence[str], command: Sequence[str] = ("train",)) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        settings: Sequence[str],
+        command: Sequence[str] = ("train",),
+        config: str = "demo.yaml",
+    ) -> None:
         self.folder = RunFolder(folder / "runs" / name)
         verb, *options = command
-        self._command = [sys.executable, "-m", "deploy.cli", verb, str(ROOT / "configs" / "demo.yaml")]
+        self._command = [sys.executable, "-m", "deploy.cli", verb, str(ROOT / "configs" / config)]
         self._command += [f"run.name={name}", *settings, *options]
         self._cwd = folder
         cache = os.environ.get("DEEPRETRIEVAL_CACHE", str(folder / "cache"))  # a given one saves building the model

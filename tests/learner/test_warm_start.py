@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from common.data.beir import read_corpus, read_split
-from common.data.demo_world import build_demo_world
+from common.data.worlds.publications import build_demo_world
 from learner.warm_start import build
 from learner.warm_start.build import WarmStartSettings, warm_start
 from learner.warm_start.examples import ExampleSampler, content_words, is_clean_copy, sentences

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 from common.data.beir import CORPUS_FILE, DataError, Document, read_corpus
 from rewarders.servers.dates import date_range, made_up_date
-from rewarders.servers.index_cache import Progress, cached_index, default_cache_folder
+from rewarders.servers.index_cache import Progress, cached_index, content_digest, default_cache_folder
 from rewarders.servers.text import search_words
 
 # Part of the file name: an index written by other code is never opened.
@@ -33,27 +32,12 @@ def ensure_index(corpus: Path, cache_folder: Path | None = None, progress: Progr
     Raises:
         DataError: the corpus is missing or has a broken line, or the index cannot be written.
     """
-    digest, lines = _fingerprint(corpus / CORPUS_FILE)
+    digest, lines = content_digest(corpus / CORPUS_FILE)
     folder = cache_folder or default_cache_folder("pubmed")
     report = progress or (lambda done, total: None)
     return cached_index(
         folder, f"{digest[:32]}-v{INDEX_FORMAT}.sqlite", lambda target: _build(corpus, target, lines, report)
     )
-
-
-def _fingerprint(path: Path) -> tuple[str, int]:
-    """SHA-256 and number of lines of a file."""
-    digest = hashlib.sha256()
-    lines, last = 0, b"\n"
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-                lines += block.count(b"\n")
-                last = block[-1:]
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): name a folder that holds {CORPUS_FILE}") from None
-    return digest.hexdigest(), lines + (last != b"\n")
 
 
 def _build(corpus: Path, target: Path, total: int, progress: Progress) -> None:

@@ -16,7 +16,8 @@ from rewarders.sql.pool import SqlPool
 _ROGUE = """
 import os, sys, time
 import msgspec
-from rewarders.sql.wire import Ready, frame, read_frame, write_all
+from rewarders.frames import frame, read_frame, write_all
+from rewarders.sql.wire import Ready
 
 read_frame(0)
 if START:

@@ -16,17 +16,14 @@ rarest words find a stranger's studies. `(generic OR brand) AND word-of-the-cond
 from __future__ import annotations
 
 import datetime
-import json
-import os
 import random
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from common.data import demo_lexicon as lexicon
+from common.data.worlds import lexicon
+from common.data.worlds.folders import whole_folder, write_json_lines, write_lines
 
 FIRST_DAY = datetime.date(1995, 1, 1)
 LAST_DAY = datetime.date(2024, 12, 31)
@@ -77,28 +74,35 @@ def build_demo_world(
     Raises:
         ValueError: more requests than there are pairs of drug and condition, or too few documents for them.
     """
+    world = literature(seed, documents, train_requests + test_requests)
+    with whole_folder(out_dir) as folder:
+        _write(folder, world, train_requests)
+    return Path(out_dir)
+
+
+build_world = build_demo_world
+
+
+def literature(seed: int, documents: int, requests: int) -> Literature:
+    """A literature that answers so many requests.
+
+    Raises:
+        ValueError: as `build_demo_world`.
+    """
     pairs = DRUGS * len(lexicon.CONDITIONS)
-    requests = train_requests + test_requests
     if requests > pairs:
         raise ValueError(f"{requests} requests but only {pairs} pairs of drug and condition: ask for fewer requests")
     least = max(_STUDIES_PER_PAIR) * requests
     if documents < least:
         raise ValueError(f"{documents} documents are too few for {requests} requests: ask for {least} or more")
-    world = _World(random.Random(seed), documents, requests)
-    out_dir = Path(out_dir)
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-    try:
-        _write(partial, world, train_requests)
-        shutil.rmtree(out_dir, ignore_errors=True)
-        os.replace(partial, out_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return out_dir
+    return Literature(random.Random(seed), documents, requests)
 
 
-class _World:
-    """Everything that is drawn, in one fixed order, from one random generator."""
+class Literature:
+    """Everything that is drawn, in one fixed order, from one random generator.
+
+    studies, documents: what the corpus is about and its documents, in order. asked, requests: likewise of the requests.
+    """
 
     def __init__(self, rng: random.Random, documents: int, requests: int) -> None:
         self._rng = rng
@@ -234,21 +238,15 @@ def _capitalised(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _write(folder: Path, world: _World, train_requests: int) -> None:
+def _write(folder: Path, world: Literature, train_requests: int) -> None:
     documents = [{"_id": f"d{place:05d}", **document} for place, document in enumerate(world.documents)]
     queries = [{"_id": f"q{place:04d}", "text": text} for place, text in enumerate(world.requests)]
-    _write_lines(folder / "corpus.jsonl", map(json.dumps, documents))
-    _write_lines(folder / "queries.jsonl", map(json.dumps, queries))
-    (folder / "qrels").mkdir()
+    write_json_lines(folder / "corpus.jsonl", documents)
+    write_json_lines(folder / "queries.jsonl", queries)
     judged = [
         [f"q{place:04d}\td{document:05d}\t1" for document in relevant]
         for place, relevant in enumerate(world.relevant())
     ]
     for split, requests in (("train", judged[:train_requests]), ("test", judged[train_requests:])):
         lines = (line for request in requests for line in request)
-        _write_lines(folder / "qrels" / f"{split}.tsv", ("query-id\tcorpus-id\tscore", *lines))
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)
+        write_lines(folder / "qrels" / f"{split}.tsv", ("query-id\tcorpus-id\tscore", *lines))

@@ -1,0 +1,75 @@
+"""The process of a dense index: `python -m rewarders.servers.retrieval.dense_worker`, frames on its standard streams.
+
+torch, transformers and faiss live here and nowhere else in the rewarders.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from common.data.beir import DataError
+from rewarders.frames import frame, read_frame, write_all
+from rewarders.servers.hosting import SearchServerError
+from rewarders.servers.retrieval.dense_wire import Failed, Found, Progress, Ready, Reply, Search, Setup
+
+_INPUT = 0
+
+
+def main() -> int:
+    """Serve until the backend closes the pipe."""
+    # Whatever a library prints must not come between the frames.
+    output = os.dup(1)
+    os.dup2(2, 1)
+    encoder = msgspec.msgpack.Encoder()
+
+    def send(reply: Reply) -> None:
+        write_all(output, frame(encoder.encode(reply)))
+
+    received = read_frame(_INPUT)
+    if received is None:
+        return 0
+    setup = msgspec.msgpack.decode(received, type=Setup)
+    try:
+        # Here, so that a missing package is an answer and not a traceback.
+        from rewarders.servers.retrieval.dense_index import open_index
+
+        index = open_index(
+            Path(setup.corpus),
+            setup.settings,
+            Path(setup.cache_folder),
+            lambda done, total: send(Progress(done, total)),
+        )
+    except (DataError, SearchServerError, ImportError, MemoryError, ValueError) as error:
+        send(_failure(error))
+        return 1
+    send(Ready(index.size, index.made.version, index.made.encoded))
+    decoder = msgspec.msgpack.Decoder(Search)
+    while (received := read_frame(_INPUT)) is not None:
+        search = decoder.decode(received)
+        try:
+            send(Found(search.number, index.search(search.terms, search.ks)))
+        except (ValueError, RuntimeError, MemoryError) as error:
+            send(Failed("search", _one_line(error), search.number))
+    return 0
+
+
+def _failure(error: Exception) -> Failed:
+    if isinstance(error, ImportError):
+        missing = f"dense retrieval needs a package that is not here ({_one_line(error)}): pip install -e '.[dense]'"
+        return Failed("start", missing)
+    if isinstance(error, MemoryError):
+        return Failed("start", "the dense index does not fit into memory: use a smaller encoder or another host")
+    # DataError is a ValueError too: of other ValueErrors only the encoder's are known.
+    return Failed("corpus" if isinstance(error, DataError) else "start", _one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The passages of a BEIR folder as a dense index sees them: equal texts are one row."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from common.data.beir import CORPUS_FILE, DataError, Document, read_corpus
+from rewarders.servers.retrieval.sealed import file_digest, is_sealed, seal
+
+
+def corpus_digest(corpus: Path) -> str:
+    """SHA-256 of the corpus file, as hexadecimal digits. Raises DataError if it cannot be read."""
+    path = corpus / CORPUS_FILE
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): name a folder that holds {CORPUS_FILE}") from None
+
+
+def passage_text(document: Document) -> str:
+    """Title and text, as the encoders of the field are trained on them."""
+    return _sound(f"{document.title} {document.text}".strip())
+
+
+class Passages(msgspec.Struct, frozen=True):
+    """Which document has which row of the index.
+
+    Equal texts share a row: they tie exactly whatever the floats do, and are encoded once. Rows are numbered in the
+    order in which their texts first occur. ids: of the documents, in the order of the corpus. rows: the row of each,
+    int32 in this machine's byte order. Memory: some 70 bytes per document.
+    """
+
+    ids: list[str]
+    rows: bytes
+
+    @property
+    def row_of(self) -> array[int]:
+        return array("i", self.rows)
+
+    @property
+    def distinct(self) -> int:
+        """Number of rows."""
+        return max(self.row_of, default=-1) + 1
+
+
+def ensure_passages(corpus: Path, path: Path) -> Passages:
+    """The passages of a corpus: from the file at `path`, which is written if it is not there or damaged.
+
+    Raises:
+        DataError: the corpus is missing, empty or has a broken line.
+        OSError: the file cannot be written.
+    """
+    if is_sealed(path):
+        return msgspec.msgpack.decode(path.read_bytes(), type=Passages)
+    passages = _number(corpus)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_bytes(msgspec.msgpack.encode(passages))
+    seal(unfinished, path)
+    return passages
+
+
+def distinct_texts(corpus: Path, passages: Passages) -> Iterator[str]:
+    """The texts of the rows, in order. The corpus is read again, so that it need not be held."""
+    following = 0
+    for row, document in zip(passages.row_of, read_corpus(corpus), strict=True):
+        if row == following:
+            following += 1
+            yield passage_text(document)
+
+
+def _sound(text: str) -> str:
+    """JSON can spell half a character; tokenizers and MessagePack cannot."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _number(corpus: Path) -> Passages:
+    ids: list[str] = []
+    rows = array("i")
+    row_of_text: dict[bytes, int] = {}
+    for document in read_corpus(corpus):
+        text = hashlib.blake2b(passage_text(document).encode(), digest_size=16).digest()
+        ids.append(_sound(document.id))
+        rows.append(row_of_text.setdefault(text, len(row_of_text)))
+    if not ids:
+        raise DataError(f"{corpus / CORPUS_FILE} holds no documents: name a folder with a corpus")
+    return Passages(ids, rows.tobytes())
