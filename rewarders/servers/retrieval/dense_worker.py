@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,6 +16,9 @@ from common.data.beir import DataError
 from rewarders.frames import frame, read_frame, write_all
 from rewarders.servers.hosting import SearchServerError
 from rewarders.servers.retrieval.dense_wire import Failed, Found, Progress, Ready, Reply, Search, Setup
+
+if TYPE_CHECKING:
+    from rewarders.servers.retrieval.dense_index import Hits
 
 _INPUT = 0
 
@@ -46,15 +50,21 @@ def main() -> int:
     except (DataError, SearchServerError, ImportError, MemoryError, ValueError) as error:
         send(_failure(error))
         return 1
-    send(Ready(index.size, index.made.version, index.made.encoded))
+    send(Ready(index.made.version, str(index.made.passages), index.made.encoded))
     decoder = msgspec.msgpack.Decoder(Search)
     while (received := read_frame(_INPUT)) is not None:
         search = decoder.decode(received)
         try:
-            send(Found(search.number, index.search(search.terms, search.ks)))
+            send(_found(search.number, index.search(search.terms, search.ks)))
         except (ValueError, RuntimeError, MemoryError) as error:
             send(Failed("search", _one_line(error), search.number))
     return 0
+
+
+def _found(number: int, hits: list[Hits]) -> Found:
+    lengths = [len(documents) for documents, _ in hits]
+    documents, scores = (b"".join(array.tobytes() for array in arrays) for arrays in zip(*hits, strict=True))
+    return Found(number, lengths, documents, scores)
 
 
 def _failure(error: Exception) -> Failed:
