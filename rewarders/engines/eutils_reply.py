@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from rewarders.engines.base import (
@@ -23,10 +21,10 @@ from rewarders.engines.base import (
     SearchRequest,
     SearchResult,
 )
+from rewarders.engines.verdicts import Undecided, retry_after_seconds
 
 PUBMED_MAX_IDS: Final = 9999
 DEFAULT_RETRY_AFTER_S: Final = 2.0
-_RETRY_AFTER_BOUNDS_S: Final = (0.5, 60.0)
 _MAX_DETAIL_CHARS: Final = 200
 
 # Texts of real incidents at NCBI (2025-07-04 and earlier), in lower case. Narrow on purpose: an ERROR may
@@ -44,14 +42,6 @@ _CALLER_SIGNS: Final = (
     "unable to obtain query #",
 )
 _XML_ERROR: Final = re.compile(rb"<ERROR>(.*?)</ERROR>", re.DOTALL | re.IGNORECASE)
-
-
-class Undecided(Exception):  # noqa: N818 (a verdict like its neighbours)
-    """The engine refused, and its words do not tell a wrong query from an outage."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes, request: SearchRequest) -> SearchResult:
@@ -85,35 +75,6 @@ def raise_for_error_text(text: str, term: str) -> None:
     if any(sign in lowered for sign in _CALLER_SIGNS):
         raise EngineMisconfigured(f"the request is refused: {detail}")
     raise Undecided(detail)
-
-
-def retry_after_seconds(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds of a Retry-After header (a number or an HTTP date, RFC 9110 section 10.2.3), clamped to
-    0.5-60 s.
-
-    None if the header is missing or unreadable.
-    """
-    if not value:
-        return None
-    seconds = _seconds_of(value.strip(), now or datetime.now(UTC))
-    if seconds is None or seconds != seconds:
-        return None
-    low, high = _RETRY_AFTER_BOUNDS_S
-    return min(max(seconds, low), high)
-
-
-def _seconds_of(value: str, now: datetime) -> float | None:
-    try:
-        return float(value)
-    except ValueError:
-        pass
-    try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - now).total_seconds()
 
 
 def _load_json(body: bytes) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import socket
+import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,25 +25,56 @@ class Fault(Generic[KindT]):
     detail: float
 
 
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A stretch in which every request fails: `lasts_s` seconds, from `at_s` seconds after the server's start."""
+
+    at_s: float
+    lasts_s: float
+
+    def covers(self, elapsed_s: float) -> bool:
+        """Whether it is on, so many seconds after the start."""
+        return self.at_s <= elapsed_s < self.at_s + self.lasts_s
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPlan:
+    """When requests fail.
+
+    Args:
+        rate: share of requests that fail.
+        late_s: seconds before a late answer leaves; longer than any client should wait.
+        outage: None for none.
+    """
+
+    rate: float = 0.0
+    seed: int = 0
+    late_s: float = 60.0
+    outage: Outage | None = None
+
+
 class FaultSequence(Generic[KindT]):
     """Decides which requests fail, and how: the same sequence for the same seed, in order of arrival.
 
     Args:
         kinds: the ways in which the service fails; their values are their names in `/health`.
-        rate: share of requests that fail.
-        late_s: seconds before a late answer leaves; longer than any client should wait.
     """
 
-    def __init__(self, kinds: type[KindT], rate: float, seed: int, late_s: float) -> None:
+    def __init__(self, kinds: type[KindT], plan: FaultPlan) -> None:
         self._kinds = list(kinds)
-        self._rate = rate
-        self._random = random.Random(seed)
-        self._late_s = late_s
+        self._plan = plan
+        self._random = random.Random(plan.seed)
         self.counts: Counter[str] = Counter()
 
-    def draw(self) -> Fault[KindT] | None:
-        """The fate of the next request: None if it is answered properly."""
-        if self._random.random() >= self._rate:
+    def draw(self, elapsed_s: float) -> Fault[KindT] | None:
+        """The fate of the next request: None if it is answered properly.
+
+        Args:
+            elapsed_s: seconds since the server's start.
+        """
+        outage = self._plan.outage
+        down = outage is not None and outage.covers(elapsed_s)
+        if self._random.random() >= self._plan.rate and not down:
             return None
         fault = Fault(self._random.choice(self._kinds), self._random.random())
         self.counts[fault.kind.value] += 1
@@ -60,3 +93,11 @@ def closed(request: web.Request) -> web.Response:
     if request.transport is not None:
         request.transport.abort()
     return web.Response()
+
+
+def reset(request: web.Request) -> web.Response:
+    """Cut the connection as a peer does that knows nothing of it: by a RST, because of a linger time of 0."""
+    if request.transport is not None:
+        peer = request.transport.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return closed(request)

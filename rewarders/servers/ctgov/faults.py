@@ -14,7 +14,7 @@ from typing import cast
 from aiohttp import web
 
 from rewarders.servers.ctgov import answers
-from rewarders.servers.faults import Answer, Fault, FaultSequence, closed, cut_short
+from rewarders.servers.faults import Answer, Fault, FaultPlan, FaultSequence, closed, cut_short, reset
 
 
 class FaultKind(Enum):
@@ -30,6 +30,7 @@ class FaultKind(Enum):
     TRUNCATED = "truncated"
     INCOMPLETE = "incomplete"
     CLOSED = "closed"
+    RESET = "reset"
     LATE = "late"
 
 
@@ -54,8 +55,8 @@ _PAGES = {
 class Faults(FaultSequence[FaultKind]):
     """The faults of ClinicalTrials.gov; see `FaultSequence`."""
 
-    def __init__(self, rate: float, seed: int, late_s: float) -> None:
-        super().__init__(FaultKind, rate, seed, late_s)
+    def __init__(self, plan: FaultPlan) -> None:
+        super().__init__(FaultKind, plan)
 
     async def deliver(self, fault: Fault[FaultKind], request: web.Request, answer: Answer) -> web.Response:
         """Fail `request`; `answer` gives what would have been said without the fault."""
@@ -66,8 +67,10 @@ class Faults(FaultSequence[FaultKind]):
                 return _without_studies(await answer(), fault.detail)
             case FaultKind.CLOSED:
                 return closed(request)
+            case FaultKind.RESET:
+                return reset(request)
             case FaultKind.LATE:
-                await asyncio.sleep(self._late_s)
+                await asyncio.sleep(self._plan.late_s)
                 return await answer()
         status, page = _PAGES[fault.kind]
         return web.Response(status=status, text=page, content_type="text/html")
