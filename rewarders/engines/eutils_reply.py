@@ -14,6 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from rewarders.engines.base import (
     BadQuery,
     EngineMisconfigured,
@@ -79,8 +81,12 @@ def raise_for_error_text(text: str, term: str) -> None:
 
 def _load_json(body: bytes) -> Any:
     """The decoded body, or None if it is not JSON. Lenient about raw control characters, which NCBI's
-    texts contain.
+    texts contain: the fast decoder is not.
     """
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
     try:
         return json.loads(body.decode("utf-8"), strict=False)
     except (ValueError, RecursionError):
@@ -135,7 +141,7 @@ def _raise_for_foreign_body(body: bytes, term: str) -> None:
 def _read_result(answer: dict[str, Any], request: SearchRequest) -> SearchResult:
     ids = answer.get("idlist", [])
     count = _non_negative(answer.get("count"))
-    if count is None or not isinstance(ids, list) or not all(isinstance(item, str) and item for item in ids):
+    if count is None or not isinstance(ids, list) or not set(map(type, ids)) <= {str} or not all(ids):
         raise EngineUnavailable("malformed result: count or idlist is missing or of the wrong type")
     expected = min(request.retmax, count, PUBMED_MAX_IDS)
     if len(ids) != expected:

@@ -172,6 +172,9 @@ class HttpEngine(SearchEngine):
         return answer
 
     async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+        length = response.content_length
+        if length is not None and length <= self._http.max_body_bytes and "Content-Encoding" not in response.headers:
+            return await response.read()  # the usual case, and the fastest
         body = bytearray()
         async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
             body += chunk

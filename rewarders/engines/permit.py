@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol, Self
 
 
 class Slot(Protocol):
@@ -18,11 +18,21 @@ Permit = Callable[[], AbstractAsyncContextManager[Slot]]
 
 
 class _FreeSlot:
+    """A permit and the slot it gives, in one: there is nothing to take or to give back."""
+
     def replied(self) -> None:
         pass
 
+    async def __aenter__(self) -> Self:
+        return self
 
-@asynccontextmanager
-async def unlimited() -> AsyncIterator[Slot]:
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+_FREE: Final = _FreeSlot()
+
+
+def unlimited() -> AbstractAsyncContextManager[Slot]:
     """The permit of an engine without a quota."""
-    yield _FreeSlot()
+    return _FREE

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from typing import ClassVar, Final
+from urllib.parse import urlencode
 
 from rewarders.engines.base import SearchRequest, SearchResult
 from rewarders.engines.eutils_reply import PUBMED_MAX_IDS, read_reply
@@ -21,6 +22,8 @@ _EUTILS_FOLDER: Final = "/entrez/eutils"
 # esearch takes its date bounds only as a pair.
 _OPEN_MIN_DATE: Final = "1800/01/01"
 _OPEN_MAX_DATE: Final = "3000/12/31"
+# Encoded here, which costs a third of what aiohttp takes for it.
+_FORM_ENCODED: Final = {"Content-Type": "application/x-www-form-urlencoded"}
 _CANARY: Final = SearchRequest(term="cancer", retmax=1)
 
 
@@ -72,10 +75,11 @@ class PubMedEngine(HttpEngine):
             "POST",
             self._url,
             lambda status, headers, body: read_reply(status, headers, body, request),
-            data=self._form(request),
+            data=urlencode(self.form(request)).encode(),
+            headers=_FORM_ENCODED,
         )
 
-    def _form(self, request: SearchRequest) -> dict[str, str]:
+    def form(self, request: SearchRequest) -> dict[str, str]:
         """The form fields of one esearch; retstart is left at 0 because PubMed gives its first 9,999 ids
         only.
         """
