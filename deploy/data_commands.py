@@ -11,11 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-from deploy.assets import cache_folder
-
 DEMO_WORLD_FORMAT = 1  # part of the cached folder's name: change it whenever the same seed gives another world
 
 
@@ -47,6 +42,7 @@ def _add_warm_start(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _demo_world(arguments: argparse.Namespace) -> int:
     from common.data.demo_world import build_demo_world
+    from deploy.assets import cache_folder
 
     folder = arguments.out or cache_folder() / "worlds" / f"demo-{DEMO_WORLD_FORMAT}-seed{arguments.seed}"
     if not (folder / "corpus.jsonl").is_file():
@@ -56,6 +52,7 @@ def _demo_world(arguments: argparse.Namespace) -> int:
 
 
 def _warm_start(arguments: argparse.Namespace) -> int:
+    from deploy.assets import cache_folder
     from learner.warm_start.build import WarmStartSettings, warm_start
 
     settings = WarmStartSettings(
@@ -78,6 +75,9 @@ class progress_bar:  # noqa: N801 - used like a function
     """A progress bar on stderr fed by (share done, what is going on); plain lines where there is no terminal."""
 
     def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
         self._console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}"),
