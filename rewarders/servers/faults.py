@@ -13,6 +13,8 @@ from typing import Generic, TypeVar, cast
 
 from aiohttp import web
 
+_MAY_NAME_A_WAIT = (403, 429, 503)
+
 Answer = Callable[[], Awaitable[web.Response]]
 KindT = TypeVar("KindT", bound=Enum)
 
@@ -45,12 +47,14 @@ class FaultPlan:
         rate: share of requests that fail.
         late_s: seconds before a late answer leaves; longer than any client should wait.
         outage: None for none.
+        retry_after_s: Retry-After of the faults under status 403, 429 and 503; None for no such header.
     """
 
     rate: float = 0.0
     seed: int = 0
     late_s: float = 60.0
     outage: Outage | None = None
+    retry_after_s: float | None = None
 
 
 class FaultSequence(Generic[KindT]):
@@ -79,6 +83,12 @@ class FaultSequence(Generic[KindT]):
         fault = Fault(self._random.choice(self._kinds), self._random.random())
         self.counts[fault.kind.value] += 1
         return fault
+
+    def _failure(self, status: int, text: str, content_type: str = "text/html") -> web.Response:
+        """A fault that is a whole answer."""
+        wait = self._plan.retry_after_s
+        headers = {"Retry-After": f"{wait:g}"} if wait is not None and status in _MAY_NAME_A_WAIT else {}
+        return web.Response(status=status, text=text, headers=headers, content_type=content_type, charset="UTF-8")
 
 
 def cut_short(response: web.Response, detail: float) -> web.Response:

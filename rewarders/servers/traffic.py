@@ -27,7 +27,8 @@ class ServerSettings:
         latency_ms, jitter_ms: each answer takes `latency_ms` plus uniformly 0 to `jitter_ms` milliseconds.
         quota, window_s: at most `quota` requests per client (its API key, where the service has keys, or its address)
             in any `window_s` seconds, others get status 429; None for no limit (and no rate headers).
-        retry_after_s: value of a Retry-After header on 429; None for no such header, as seen from NCBI in 2026.
+        retry_after_s: value of a Retry-After header on 429, and on faults that may carry one; None for no such header,
+            as seen from NCBI in 2026.
         seed: of the jitter.
         fault_rate: share of the requests that fail as they do at the service, 0 to below 1.
         fault_seed: of the sequence of faults.
@@ -63,7 +64,7 @@ class ServerSettings:
     @property
     def fault_plan(self) -> FaultPlan:
         outage = Outage(self.outage_at_s, self.outage_s) if self.outage_s else None
-        return FaultPlan(self.fault_rate, self.fault_seed, self.fault_late_s, outage)
+        return FaultPlan(self.fault_rate, self.fault_seed, self.fault_late_s, outage, self.retry_after_s)
 
     def description(self, entries: str) -> str:
         """For people: what is served (`5,183 documents`) and under which conditions."""

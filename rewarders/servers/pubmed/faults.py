@@ -83,13 +83,13 @@ class Faults(FaultSequence[FaultKind]):
             case FaultKind.RATE_LIMIT | FaultKind.RATE_LIMIT_200:
                 status = 429 if fault.kind is FaultKind.RATE_LIMIT else 200
                 text = answers.rate_limit_body(identity, _KEY_LIMIT + 1, _KEY_LIMIT)
-                return web.Response(status=status, text=text, content_type="application/json", charset="UTF-8")
+                return self._failure(status, text, "application/json")
             case FaultKind.BACKEND:
                 return _backend_failure(fault.detail, as_json)
             case FaultKind.TRUNCATED:
                 return cut_short(await answer(), fault.detail)
             case FaultKind.EMPTY:
-                return _without_ids(await answer())
+                return _without_ids(await answer()) or self._page(FaultKind.BAD_GATEWAY)
             case FaultKind.CLOSED:
                 return closed(request)
             case FaultKind.RESET:
@@ -97,21 +97,19 @@ class Faults(FaultSequence[FaultKind]):
             case FaultKind.LATE:
                 await asyncio.sleep(self._plan.late_s)
                 return await answer()
-        return _page(fault.kind)
+        return self._page(fault.kind)
+
+    def _page(self, kind: FaultKind) -> web.Response:
+        return self._failure(*_PAGES[kind])
 
 
-def _page(kind: FaultKind) -> web.Response:
-    status, page = _PAGES[kind]
-    return web.Response(status=status, text=page, content_type="text/html")
-
-
-def _without_ids(response: web.Response) -> web.Response:
-    """A count without its ids; an answer that has none to lack, or is not JSON, fails as a whole."""
+def _without_ids(response: web.Response) -> web.Response | None:
+    """A count without its ids; None for an answer that has none to lack, or is not JSON."""
     is_json = response.content_type == "application/json"
     body = json.loads(cast(str, response.text)) if is_json else {}
     answer = body.get("esearchresult", {})
     if not answer.get("idlist"):
-        return _page(FaultKind.BAD_GATEWAY)
+        return None
     answer["idlist"] = []
     return web.json_response(body)
 
