@@ -3,12 +3,12 @@
 For `--minutes`, groups of 8 samples go through a real broker and real rewarder processes to a local PubMed and, beside
 it, a local ClinicalTrials.gov. Each fails `--rate` of its requests in all the ways it knows (429, 500, 502, 503, a
 hang, a closed and a reset connection, HTML, JSON cut short, an error under status 200, an answer without its ids), and
-for `--outage` seconds every request. Groups that could not be scored go back to the broker and are tried again. After the
-time, what is under way is waited for.
+for `--outage` seconds every request. Groups that could not be scored go back to the broker and are tried again. After
+the time, what is under way is waited for.
 
 The same texts are scored in this process by a server without faults. Queries are all different, so no cache hides a
-fault; one in ten is refused by the engine, one in twenty texts is malformed. Prints one JSON line, sums over both
-services, which are listed under `services`:
+fault; `--refused` of them are refused by the engine, one in twenty texts is malformed. Prints one JSON line, sums over
+both services, which are listed under `services`:
 
 * `minutes`, `answers`: requests the servers got; `faults`: those that failed; `outage_s`: length of the outage;
 * `scored`: samples whose scores reached the learner; `released`: times that a group went back to the broker;
@@ -48,7 +48,7 @@ from rewarders.servers.traffic import ServerSettings
 GROUP = 8
 TIMEOUT_S = 2.0  # of a request: a hang costs so much
 DRAIN_S = 600.0  # a service may ask to be left alone for a minute, again and again
-REFUSED_SHARE, MALFORMED_SHARE = 0.1, 0.05
+MALFORMED_SHARE = 0.05
 TASK: dict[Kind, str] = {"pubmed": "publication_search", "ctgov": "trial_search"}
 SORT: dict[Kind, str] = {"pubmed": "pub_date", "ctgov": "relevance"}
 
@@ -76,8 +76,9 @@ class Tally:
 class Texts:
     """Groups of texts, the same ones for the same seed; no two queries are equal."""
 
-    def __init__(self, rows: Sequence[Row], seed: int) -> None:
+    def __init__(self, rows: Sequence[Row], refused_share: float, seed: int) -> None:
         self._rows = rows
+        self._refused_share = refused_share
         self._random = random.Random(seed)
 
     def group(self, number: int) -> tuple[Row, list[str]]:
@@ -91,7 +92,7 @@ class Texts:
         operator = self._random.choice(["AND", "OR"])
         query = f"({first} {operator} {second}) OR {unique}"
         fate = self._random.random()
-        if fate < REFUSED_SHARE:
+        if fate < self._refused_share:
             query = f"(({query}"
         closing = "" if fate > 1 - MALFORMED_SHARE else "</answer>"
         return f'<answer>{{"query": "{query}"}}{closing}'
@@ -144,7 +145,8 @@ class Soak:
         ]
 
     async def _soak(self, fleet: RewarderFleet, url: str) -> None:
-        texts = Texts(read_requests(self._corpus, "train"), self._arguments.seed)
+        rows = read_requests(self._corpus, "train")
+        texts = Texts(rows, self._arguments.refused, self._arguments.seed)
         began = time.monotonic()
         ends = began + 60 * self._arguments.minutes
         receiving = asyncio.create_task(self._receive(fleet))
@@ -243,6 +245,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=float, default=5.0)
     made.add_argument("--rate", type=float, default=0.3, help="share of the answers that fail")
     made.add_argument("--outage", type=float, default=60.0, help="seconds in which all fail, from a quarter on")
+    made.add_argument("--refused", type=float, default=0.1, help="share of the queries that are wrong")
     made.add_argument("--retry-after", type=float, help="seconds that 403, 429 and 503 name; default: they do not")
     made.add_argument("--rewarders", type=int, default=2, help="processes per service")
     made.add_argument("--groups-per-s", type=float, default=4.0, help="groups sent per second and service, at most")
