@@ -16,6 +16,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from common.cache_messages import CacheFromBroker, CacheToBroker
 from common.scores import InvalidOutput, Scored
 
 MAX_SAMPLES = 4096  # samples in one group
@@ -332,6 +333,9 @@ class Protest(Struct, frozen=True, tag="protest", forbid_unknown_fields=True):
 
 
 FromBroker = Welcome | Who | Assign | Refused | StateUpdate | SlotGrant | StatusReply | Superseded | Protest
+
+AnyToBroker = ToBroker | CacheToBroker  # everything a peer may send
+AnyFromBroker = FromBroker | CacheFromBroker  # everything the broker may send
 
 # --------------------------------------------------------------------------- encoding
 

@@ -10,7 +10,7 @@ import msgspec
 from common.tasks import Hits, ParsedAnswer, Row, Task
 from rewarders.answerers.base import Answerer
 from rewarders.cache import SearchCache
-from rewarders.engines.base import SearchEngine, SearchRequest, SearchResult
+from rewarders.engines.base import EngineUnavailable, SearchEngine, SearchRequest, SearchResult
 from rewarders.retry import Retrier
 
 
@@ -35,7 +35,11 @@ class SearchAnswerer(Answerer):
         self.cache = cache if cache is not None else SearchCache()
         self.retrier = retrier or Retrier()
 
+        if self.cache.version is None and type(engine).data_version is not SearchEngine.data_version:
+            self.cache.version = self._data_version
+
     async def start(self) -> None:
+        await self.cache.start()
         await self.engine.start()
 
     async def close(self) -> None:
@@ -63,6 +67,12 @@ class SearchAnswerer(Answerer):
             **{f"cache_{name}": float(value) for name, value in stats.items()},
             "retries": float(self.retrier.retries),
         }
+
+    async def _data_version(self) -> str:
+        try:
+            return await self.engine.data_version()
+        except EngineUnavailable:
+            return await self.retrier.run(self.engine.data_version)
 
     async def _fetch(self, request: SearchRequest) -> SearchResult:
         return await self.retrier.run(lambda: self.engine.search(request))
