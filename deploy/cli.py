@@ -14,13 +14,14 @@ from pathlib import Path
 from common.config import Config, load_config
 from common.run_folder import RunFolder
 from deploy import data_commands, doctor, fleet_commands, run_commands
-from deploy.errors import user_message
+from deploy.errors import exit_status, user_message
 
 Handler = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; errors the user can mend are one line and exit status 1."""
+    """Run one command; errors the user can mend are one line and exit status 1 (a role: 78 where starting it
+    again is of no use)."""
     arguments = _parse(argv)
     logging.basicConfig(
         level=logging.DEBUG if os.environ.get("DEEPRETRIEVAL_DEBUG") else logging.INFO,
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message is None or os.environ.get("DEEPRETRIEVAL_DEBUG"):
             raise
         print(f"error: {message}", file=sys.stderr)
-        return 1
+        return exit_status(error)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

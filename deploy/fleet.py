@@ -10,7 +10,7 @@ Invariants, after every call:
 3. Names are unique, and a name is free again only when its process has ended.
 4. Who drains is the youngest of its kind, is asked once, is never started again, and is forgotten when it has ended.
 5. Whatever ends unasked is started again after its pause (`deploy.restarts`), unless the run is at its end; the run
-   ends only with the learner, or with a role that dies again and again.
+   ends only with the learner, with a role that dies again and again, or with one that says it is hopeless.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from deploy.restarts import RestartRule, learner_end
+from deploy.restarts import HOPELESS, RestartRule, learner_end
 
 Kind = Literal["search-server", "broker", "actor", "learner", "rewarder"]
 ELASTIC: tuple[Kind, ...] = ("actor", "rewarder")
@@ -44,10 +44,11 @@ class Drain:
 class Ended:
     """What follows from the end of a process.
 
-    verdict: `again` (after `pause_s` seconds), `left` (as it should), `gave up`, or how the learner ended the run.
+    verdict: `again` (after `pause_s` seconds), `left` (as it should), `gave up`, `hopeless` (by its own account), or
+    how the learner ended the run.
     """
 
-    verdict: Literal["again", "left", "gave up", "completed", "stopped", "failed"]
+    verdict: Literal["again", "left", "gave up", "hopeless", "completed", "stopped", "failed"]
     pause_s: float = 0.0
 
 
@@ -137,13 +138,18 @@ class Fleet:
         elif status == 0 and self._finishing:
             member.phase = "left"
             return Ended("left")
+        elif status == HOPELESS:
+            return self._given_up(member, "hopeless")
         pause_s = member.rule.pause_after(status, now - member.started_at)
         if pause_s is None:
-            self.outcome = "failed"
-            member.phase = "left"
-            return Ended("gave up")
+            return self._given_up(member, "gave up")
         member.phase, member.due_at = "due", now + pause_s
         return Ended("again", pause_s)
+
+    def _given_up(self, member: Member, verdict: Literal["gave up", "hopeless"]) -> Ended:
+        self.outcome = "failed"
+        member.phase = "left"
+        return Ended(verdict)
 
     def actions(self, now: float) -> list[Start | Drain]:
         """What is to be done now; each action is given once."""

@@ -81,13 +81,16 @@ class LaunchedRun:
         try:
             with LiveProgress(self.folder.metrics, self._snapshot, console=self._console):
                 outcome = await self._until_end()
+                if outcome == "failed":
+                    self._warning = f"{self._supervisor.failure}; the learner writes a checkpoint"
+                    await self._end_learner()
         finally:
             await self._supervisor.stop_all(STOP_GRACE_S)
         if outcome == "completed":
             print_report(write_report(self.folder.path, {"engine": self._engine}), self._console)
             return 0
         if outcome == "failed":
-            raise LaunchError(self._supervisor.failure)
+            raise LaunchError(f"{self._supervisor.failure}{self._how_to_mend()}")
         self._say_how_to_go_on()
         return 130
 
@@ -109,6 +112,11 @@ class LaunchedRun:
                 task.cancel()
             await asyncio.gather(work, interruption, return_exceptions=True)
         self._warning = "stopping: the learner writes a checkpoint; Ctrl-C again does not wait for it"
+        await self._end_learner()
+        return "stopped"
+
+    async def _end_learner(self) -> None:
+        """Wait for its checkpoint, but not against the user's will."""
         saving = asyncio.create_task(self._supervisor.stop("learner", CHECKPOINT_GRACE_S))
         hurry = asyncio.create_task(self._hurry.wait())
         try:
@@ -117,7 +125,6 @@ class LaunchedRun:
             for unfinished in (saving, hurry):
                 unfinished.cancel()
             await asyncio.gather(saving, hurry, return_exceptions=True)
-        return "stopped"
 
     async def _start_and_supervise(self) -> Outcome:
         url = self._config.search.url
@@ -177,6 +184,10 @@ class LaunchedRun:
         """What every role must see under the same path."""
         assert self._config.model.path is not None
         return [self.folder.config, self.folder.keys / "public.json", Path(self._config.model.path) / "config.json"]
+
+    def _how_to_mend(self) -> str:
+        saved = self.folder.checkpoints.is_dir() and any(self.folder.checkpoints.iterdir())
+        return "; when that is mended, the same command with --resume goes on" if saved else ""
 
     def _say_how_to_go_on(self) -> None:
         learner = self._supervisor.roles.get("learner")

@@ -12,6 +12,7 @@ FAILURE_FORGIVEN_S = 300.0  # a failure of its own may need that long to show: a
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
 PATIENCE = 10  # marks in a row: a kill is one, a failure of its own (or leaving unasked) two
+HOPELESS = 78  # EX_CONFIG of sysexits.h: a role says that only the user can mend what is wrong
 STOPPED = (130, 143)  # a role that was asked to stop, once or twice, by somebody else than the launcher
 
 End = Literal["completed", "stopped", "failed", "again"]

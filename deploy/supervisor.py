@@ -168,6 +168,8 @@ class Supervisor:
                 logger.info("%s has left: %s", name, what)
             case "gave up":
                 self.failure = f"{name} dies again and again, it {what} (log: {role.log})"
+            case "hopeless":
+                self.failure = f"{name} cannot go on: {role.last_words()} (log: {role.log})"
             case "failed":
                 self.failure = f"the {name} {what} (log: {role.log})"
 

@@ -2,7 +2,8 @@
 
 It sees texts and judgments only, never token arrays, and imports neither torch nor vLLM. A group one of whose
 samples could not be scored because the engine was unavailable is released, not answered: it waits at the broker
-and is tried again. So no number is ever invented for an outage.
+and is tried again. So no number is ever invented for an outage. What no waiting mends (`FatalScoringError`) ends
+the rewarder instead; the group is not answered either.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from common.scores import InvalidOutput, Score, Scored, Unavailable
 from common.tasks import Row
 from common.tasks.row import from_reference
 from common.transport.client import Assignment, BrokerClient
+from rewarders.errors import FatalScoringError, ScoringError
 from rewarders.scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -36,22 +38,31 @@ class Rewarder:
         self._capacity = concurrent_groups
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()
+        self._failed = asyncio.Event()
+        self._fatal: FatalScoringError | None = None
         self._scored = 0
         self._unavailable = 0
 
     async def run(self) -> None:
-        """Score until the run is finished, or until `drain`."""
+        """Score until the run is finished, or until `drain`.
+
+        Raises:
+            FatalScoringError: no group can be scored until something is mended.
+        """
         self._client.serve("score", self._capacity)
         taking = asyncio.create_task(self._take_groups())
         leaving = asyncio.create_task(self._draining.wait())
         finished = asyncio.create_task(self._wait_for_finish())
-        background = (taking, leaving, finished)
+        failing = asyncio.create_task(self._failed.wait())
+        background = (taking, leaving, finished, failing)
         try:
             done, _ = await asyncio.wait(background, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
             if leaving in done and self._tasks:
                 await asyncio.wait(self._tasks, timeout=DRAIN_S)
+            if self._fatal is not None:
+                raise self._fatal
         finally:
             for task in (*background, *self._tasks):
                 task.cancel()
@@ -74,8 +85,12 @@ class Rewarder:
 
     def _score_ended(self, assignment: Assignment, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, FatalScoringError):
+            self._fatal = self._fatal or error
+            self._failed.set()
         if self._client.holds(assignment):  # it failed or was cancelled: others must get it
-            reason = "cancelled" if task.cancelled() else repr(task.exception())
+            reason = "cancelled" if task.cancelled() else repr(error)
             logger.error("group %d is given back: %s", assignment.lease.item, reason)
             self._client.release(assignment, RELEASE_DELAY_S, reason)
         self._report()
@@ -114,12 +129,14 @@ def decode_reference(reference: dict[str, Any]) -> Row:
     """The judgments in a ticket.
 
     Raises:
-        MessageError: they are not a task's row.
+        ScoringError: they are not a task's row: the learner runs other code than this rewarder.
     """
     try:
         return from_reference(reference)
     except ValueError as error:
-        raise m.MessageError(f"the ticket's reference is {error}") from None
+        raise ScoringError(
+            f"the ticket's reference is {error}: learner and rewarders must run the same version of this package"
+        ) from None
 
 
 def final_scores(scores: Sequence[Score]) -> tuple[Scored | InvalidOutput, ...]:

@@ -1,17 +1,24 @@
 """From a generated text to a `Score`: parse, try the answer, measure.
 
-An answerer is asked about texts that parse only.
+An answerer is asked about texts that parse only. What the task's code cannot score is no outage, for it would fail
+for ever: it is fatal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from common.scores import InvalidOutput, Score, Scored, Unavailable
 from common.tasks import Hits, Outcome, ParsedAnswer, ParseFailure, Row, Task
 from rewarders.answerers.base import Answerer
 from rewarders.engines.base import BadQuery, EngineUnavailable
+from rewarders.errors import FatalScoringError, ScoringError
+
+logger = logging.getLogger(__name__)
 
 REFUSED_QUERY = "refused_query"
 
@@ -32,7 +39,8 @@ class Scorer:
         penalties; an engine that cannot be asked, after the retries, is `Unavailable`.
 
         Raises:
-            ValueError: the task cannot score what came back, or a user's own metric failed.
+            FatalScoringError: the task cannot score what came back, a user's own metric failed, or the answerer
+                says that waiting is of no use.
         """
         answer = self.task.parse(text)
         if isinstance(answer, ParseFailure):
@@ -44,6 +52,28 @@ class Scorer:
             return self._refused(answer, error)
         except EngineUnavailable as error:
             return Unavailable(reason=error.reason, retry_after_s=error.retry_after_s)
+        try:
+            return self._scored(row, answer, outcome)
+        except Exception as error:  # a user's own code may raise anything
+            logger.exception("scoring row %r failed", row.id)
+            raise ScoringError(f"the task {self.task.name} cannot score row {row.id!r}: {described(error)}") from error
+
+    async def score_group(self, texts: Sequence[str], row: Row) -> list[Score]:
+        """Score the samples of one request concurrently, in order; equal texts are scored once.
+
+        Raises:
+            FatalScoringError: as `score_text`, the first of them.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {text: group.create_task(self.score_text(text, row)) for text in dict.fromkeys(texts)}
+        except ExceptionGroup as failures:
+            if fatal := failures.subgroup(FatalScoringError):
+                raise fatal.exceptions[0] from None
+            raise
+        return [tasks[text].result() for text in texts]
+
+    def _scored(self, row: Row, answer: ParsedAnswer, outcome: Outcome) -> Scored:
         score = self.task.score(row, answer, outcome)
         return Scored(
             reward=score.reward,
@@ -51,12 +81,6 @@ class Scorer:
             query=answer.query,
             results=results_of(outcome),
         )
-
-    async def score_group(self, texts: Sequence[str], row: Row) -> list[Score]:
-        """Score the samples of one request concurrently, in order; equal texts are scored once."""
-        async with asyncio.TaskGroup() as group:
-            tasks = {text: group.create_task(self.score_text(text, row)) for text in dict.fromkeys(texts)}
-        return [tasks[text].result() for text in texts]
 
     def _refused(self, answer: ParsedAnswer, error: BadQuery) -> InvalidOutput:
         verdict = self.task.refused_score()
@@ -74,3 +98,12 @@ def results_of(outcome: Outcome) -> int:
     if isinstance(outcome, Hits):
         return outcome.count
     return len(outcome.table.rows) if outcome.table is not None else 0
+
+
+def described(error: Exception) -> str:
+    """An error of code that may be the user's, in one line: what it says, and where it was raised."""
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    frames = traceback.extract_tb(cause.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{name}{error}{where}"

@@ -10,7 +10,8 @@ import msgspec
 from common.tasks import Hits, ParsedAnswer, Row, Task
 from rewarders.answerers.base import Answerer
 from rewarders.cache import SearchCache
-from rewarders.engines.base import EngineUnavailable, SearchEngine, SearchRequest, SearchResult
+from rewarders.engines.base import SearchEngine, SearchRequest, SearchResult
+from rewarders.errors import ScoringError
 from rewarders.retry import Retrier
 
 
@@ -51,14 +52,19 @@ class SearchAnswerer(Answerer):
         return Hits(result.ids, result.count, result.texts, result.titles)
 
     async def search(self, query: str, row: Row) -> SearchResult:
-        """Search as an answer to `row` is. Raises BadQuery, or EngineUnavailable after the retries."""
-        request = SearchRequest(
-            term=query,
-            retmax=self.task.top_k,
-            sort=self.sort,
-            max_date=row.max_date if self.task.dated else None,
-            with_texts=self.task.needs_texts,
-        )
+        """Search as an answer to `row` is. Raises BadQuery, or EngineUnavailable after the retries; ScoringError for
+        a row that cannot be searched for.
+        """
+        try:
+            request = SearchRequest(
+                term=query,
+                retmax=self.task.top_k,
+                sort=self.sort,
+                max_date=row.max_date if self.task.dated else None,
+                with_texts=self.task.needs_texts,
+            )
+        except ValueError as error:
+            raise ScoringError(f"row {row.id!r} cannot be searched for: {error}") from None
         return await self.cache.search(request, self._fetch)
 
     def counters(self) -> dict[str, float]:
@@ -69,10 +75,7 @@ class SearchAnswerer(Answerer):
         }
 
     async def _data_version(self) -> str:
-        try:
-            return await self.engine.data_version()
-        except EngineUnavailable:
-            return await self.retrier.run(self.engine.data_version)
+        return await self.retrier.run(self.engine.data_version)
 
     async def _fetch(self, request: SearchRequest) -> SearchResult:
         return await self.retrier.run(lambda: self.engine.search(request))

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import _parse
-from deploy.errors import load_user_errors, user_message
+from deploy.errors import exit_status, load_user_errors, user_message
+from deploy.restarts import HOPELESS
+from rewarders.errors import ScoringError
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,3 +156,4 @@ def test_every_user_error_exists_and_is_shown_as_one_line() -> None:
     assert user_message(OSError(28, "No space left on device", "/x")) is not None
     assert "pip install" in (user_message(ModuleNotFoundError("no", name="torch")) or "")
     assert user_message(RuntimeError("a bug")) is None
+    assert (exit_status(OSError()), exit_status(ScoringError("a metric fails"))) == (1, HOPELESS)

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from deploy.fleet import ELASTIC, Drain, Ended, Fleet, Kind, Start
 from deploy.processes import LocalRole, RoleSpec
-from deploy.restarts import FAILURE_FORGIVEN_S, KILL_FORGIVEN_S, LONGEST_PAUSE_S, RestartRule, learner_end
+from deploy.restarts import FAILURE_FORGIVEN_S, HOPELESS, KILL_FORGIVEN_S, LONGEST_PAUSE_S, RestartRule, learner_end
 from deploy.supervisor import Role, Supervisor, describe_end
 
 KILLED = -signal.SIGKILL
@@ -157,6 +157,16 @@ def test_a_role_that_dies_again_and_again_ends_the_run() -> None:
     assert fleet.outcome == "failed"
 
 
+def test_a_role_that_says_it_is_hopeless_ends_the_run_at_once_unless_it_was_leaving() -> None:
+    fleet = fleet_of(2)
+    started(fleet, 0.0)
+    fleet.scale("actor", 1)
+    assert fleet.ended("actor-1", HOPELESS, "it is broken", 1.0) == Ended("left")
+    assert fleet.outcome is None
+    assert fleet.ended("actor-0", HOPELESS, "it is broken", 1.0) == Ended("hopeless")
+    assert (fleet.outcome, fleet.actions(100.0)) == ("failed", [])
+
+
 class FleetAgainstAdversary(RuleBasedStateMachine):
     """Any interleaving of wishes, deaths, drains and time; `alive` are the processes a supervisor would have."""
 
@@ -241,6 +251,7 @@ SCRIPTS = {
     "polite": "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
     "print('ready', flush=True)\nwhile True: time.sleep(0.02)",
     "failing": "import sys\nprint('error: the disk is full', flush=True)\nsys.exit(1)",
+    "hopeless": "import sys\nprint('error: the metric m:f fails', flush=True)\nsys.exit(78)",
     "done": "pass",
 }
 
@@ -319,6 +330,17 @@ async def test_an_error_of_the_learner_ends_the_run_with_its_words(tmp_path: Pat
     assert await asyncio.wait_for(boss.run(), 20) == "failed"
     assert "status 1: the disk is full" in boss.failure
     assert "learner.log" in boss.failure
+    await boss.stop_all(1.0)
+
+
+async def test_a_hopeless_role_ends_the_run_with_its_words(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    boss = supervisor(tmp_path, {"rewarder": "hopeless"}, warnings)
+    boss.fleet.add("learner", "learner")
+    boss.fleet.scale("rewarder", 1)
+    assert await asyncio.wait_for(boss.run(), 20) == "failed"
+    assert boss.failure == f"rewarder-0 cannot go on: the metric m:f fails (log: {tmp_path / 'rewarder-0.log'})"
+    assert warnings == []
     await boss.stop_all(1.0)
 
 

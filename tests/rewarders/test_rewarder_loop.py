@@ -16,12 +16,16 @@ from common import messages as m
 from common.broker.server import BrokerServer
 from common.broker.service import BrokerService, BrokerSettings
 from common.scores import InvalidOutput, Scored
+from common.tasks import Hits, ParsedAnswer, Row
 from common.tasks.publication_search import PublicationSearch
 from common.transport.client import BrokerClient
 from common.transport.keys import create_run_keys, load_run_keys
+from rewarders.answerers.base import Answerer
 from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
+from rewarders.errors import FatalScoringError, ScoringError
 from rewarders.loop import Rewarder, decode_reference
 from rewarders.retry import Retrier, RetryPolicy
+from rewarders.scoring import Scorer
 from rewarders.servers.pubmed import RunningServer, ServerSettings, serve
 from tests.rewarders.search_scorer import search_scorer
 
@@ -129,5 +133,28 @@ async def test_while_the_engine_is_down_no_score_is_invented(world: World) -> No
 
 
 def test_a_reference_of_another_task_is_refused() -> None:
-    with pytest.raises(m.MessageError, match="not a task's row"):
+    with pytest.raises(ScoringError, match="not a task's row"):
         decode_reference({"sql": "SELECT 1"})
+
+
+class Replaying(Answerer):
+    """An answerer for which waiting is of no use."""
+
+    async def outcome(self, answer: ParsedAnswer, row: Row) -> Hits:
+        raise FatalScoringError(f"the recording has no {answer.query!r}")
+
+
+async def test_what_no_waiting_mends_ends_the_rewarder_and_answers_nothing(world: World) -> None:
+    learner, actor, rewarder = [await world.join(role) for role in ("learner", "actor", "rewarder")]
+    scorer = Scorer(PublicationSearch(prompt="short", reasoning=False), Replaying())
+    loop = asyncio.create_task(Rewarder(rewarder, scorer, concurrent_groups=4).run())
+    actor.serve("rollout", 1)
+    learner.serve("train", 1)
+    learner.submit([ticket(1)])
+    work = await asyncio.wait_for(actor.assignments.get(), 10)
+    actor.complete(work, m.encode_rollout(rollout(1, '<answer>{"query": "lung"}</answer>', "malformed")))
+    with pytest.raises(FatalScoringError, match="the recording has no 'lung'"):
+        await asyncio.wait_for(loop, 20)
+    assert learner.assignments.empty()
+    for client in (learner, actor, rewarder):
+        await client.close()

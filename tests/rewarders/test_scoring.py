@@ -7,13 +7,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common.scores import InvalidOutput, Scored, Unavailable
-from common.tasks import Row
+from common.tasks import Outcome, ParsedAnswer, Row
 from common.tasks.publication_search import PublicationSearch
 from rewarders.engines.base import BadQuery, EngineUnavailable, SearchEngine, SearchRequest, SearchResult
 from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
+from rewarders.errors import ScoringError
 from rewarders.retry import Retrier, RetryPolicy
 from rewarders.scoring import Scorer
 from rewarders.servers.pubmed import ServerSettings, serve
@@ -152,6 +154,35 @@ async def test_no_outage_ever_becomes_a_reward(scorer: Scorer, engine: ListedEng
     texts = [answer(query) for query in ("all", "half", "none", "((", "unknown")]
     scores = await scorer.score_group(texts * 10, ROW)
     assert {type(score) for score in scores} == {Unavailable}
+
+
+class Broken(PublicationSearch):
+    """A user's task with a fault in it."""
+
+    def measure(self, row: Row, answer: ParsedAnswer, outcome: Outcome) -> dict[str, float]:
+        return {"recall": 1 / len(row.metadata)}
+
+
+async def test_code_that_fails_is_fatal_and_says_where(engine: ListedEngine) -> None:
+    scorer = search_scorer(Broken(), engine)
+    with pytest.raises(ScoringError, match=r"row 'q1': ZeroDivisionError: .* \(test_scoring.py, line \d+\)$"):
+        await scorer.score_group([answer("all"), "malformed", answer("none")], ROW)
+
+
+async def test_a_metric_without_a_number_is_fatal_and_is_named(engine: ListedEngine) -> None:
+    name = f"{__name__}:not_a_number"
+    scorer = search_scorer(PublicationSearch(metrics=[name]), engine)
+    with pytest.raises(ScoringError, match=f"the metric {name} gave nan for row 'q1'"):
+        await scorer.score_text(answer("all"), ROW)
+
+
+def not_a_number(row: Row, answer: ParsedAnswer, outcome: Outcome) -> float:
+    return float("nan")
+
+
+async def test_a_row_that_cannot_be_searched_for_is_fatal(scorer: Scorer) -> None:
+    with pytest.raises(ScoringError, match="row 'q1' cannot be searched for: a date must be"):
+        await scorer.score_text(answer("all"), msgspec.structs.replace(ROW, max_date="yesterday"))
 
 
 def test_the_rewarder_side_loads_neither_torch_nor_transformers() -> None:
