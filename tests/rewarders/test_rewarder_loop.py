@@ -152,7 +152,7 @@ async def test_what_no_waiting_mends_ends_the_rewarder_and_answers_nothing(world
     learner.serve("train", 1)
     learner.submit([ticket(1)])
     work = await asyncio.wait_for(actor.assignments.get(), 10)
-    actor.complete(work, m.encode_rollout(rollout(1, '<answer>{"query": "lung"}</answer>', "malformed")))
+    actor.complete(work, m.encode_rollout(rollout(1, '<answer>{"query": "lung"}</answer>', "malformed", "no")))
     with pytest.raises(FatalScoringError, match="the recording has no 'lung'"):
         await asyncio.wait_for(loop, 20)
     assert learner.assignments.empty()
