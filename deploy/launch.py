@@ -51,7 +51,7 @@ class LaunchedRun:
     """
 
     def __init__(self, config: Config, engine: str, resume: bool, console: Console, site: Site) -> None:
-        self._own_server = config.search.url is None
+        self._own_server = config.search.url is None and config.search.cache.mode != "replay"
         self._config = with_addresses(config, engine, site)
         self.folder = run_folder(config)
         self._engine = engine

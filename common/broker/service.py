@@ -14,8 +14,8 @@ generated has to be thrown away. The broker keeps no durable state: after a rest
 tickets again, and results under the old broker's leases are late.
 
 What a peer can be sent without reading any of it: leases up to its credit, never more than `MAX_CREDIT` per stage;
-slots of the quota up to `MAX_SLOT_REQUESTS`; one answer per message it sends, a shared result of 1 MiB at most; one `StateUpdate` per version. The socket
-bounds the sum: a peer whose pipe is full is `unreachable` and forgotten.
+slots of the quota up to `MAX_SLOT_REQUESTS`; one answer per message it sends, a shared result of 1 MiB at most; one
+`StateUpdate` per version. The socket bounds the sum: a peer whose pipe is full is `unreachable` and forgotten.
 """
 
 from __future__ import annotations
@@ -237,7 +237,9 @@ class BrokerService:
 
     # ------------------------------------------------------------------ messages
 
-    def _dispatch(self, peer: str, known: _Peer, message: m.AnyToBroker, payload: m.Payload, now: float) -> list[Outgoing]:
+    def _dispatch(
+        self, peer: str, known: _Peer, message: m.AnyToBroker, payload: m.Payload, now: float
+    ) -> list[Outgoing]:
         match message:
             case m.Complete(lease):
                 self._require(known, CONSUMER[lease.stage], message)

@@ -327,6 +327,8 @@ class BrokerClient:
     async def _set_state(self, state: m.RunState) -> None:
         if self._role == "learner":
             return  # the learner is where the state comes from
+        if self.state is not None and state.incarnation != self.state.incarnation:
+            self._held.clear()  # the broker has cleared its queues for the new learner
         async with self._state_changed:
             self.state = state
             self._state_changed.notify_all()
