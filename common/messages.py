@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from common.cache_messages import CacheFromBroker, CacheToBroker
 from common.scores import InvalidOutput, Scored
 
 if TYPE_CHECKING:  # a rewarder never sees an array, and starts faster without numpy
@@ -334,6 +335,9 @@ class Protest(Struct, frozen=True, tag="protest", forbid_unknown_fields=True):
 
 
 FromBroker = Welcome | Who | Assign | Refused | StateUpdate | SlotGrant | StatusReply | Superseded | Protest
+
+AnyToBroker = ToBroker | CacheToBroker  # everything a peer may send
+AnyFromBroker = FromBroker | CacheFromBroker  # everything the broker may send
 
 # --------------------------------------------------------------------------- encoding
 

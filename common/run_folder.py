@@ -43,6 +43,11 @@ class RunFolder:
         return self.path / "logs"
 
     @property
+    def searches(self) -> Path:
+        """Search results kept or recorded, where no other folder is named."""
+        return self.path / "searches"
+
+    @property
     def metrics(self) -> Path:
         """One line of figures per policy update."""
         return self.path / "metrics.jsonl"

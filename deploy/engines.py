@@ -9,8 +9,10 @@ from common.config import Config
 from common.tasks import Task
 
 if TYPE_CHECKING:
+    from common.transport.client import BrokerClient
     from rewarders.answerers.base import Answerer
     from rewarders.answerers.sql import SqlAnswerer
+    from rewarders.cache.shared import FleetResults
     from rewarders.engines.base import SearchEngine
     from rewarders.engines.ctgov import CtGovSettings
     from rewarders.engines.permit import Permit
@@ -20,6 +22,28 @@ if TYPE_CHECKING:
 
 
 def engine_of(config: Config, permit: Permit | None = None) -> SearchEngine:
+    """What a run searches, not yet started: the engine, or in its place a recording of one. Arguments as for
+    `upstream_of`."""
+    from deploy.search_cache import recording_engine, replay_engine
+
+    match config.search.cache.mode:
+        case "replay":
+            return replay_engine(config)
+        case "record":
+            return recording_engine(config, upstream_of(config, permit))
+        case _:
+            return upstream_of(config, permit)
+
+
+def permit_of(config: Config, client: BrokerClient) -> Permit | None:
+    """What a rewarder enters around every request upstream: the quota, in its own order; None: there is none."""
+    from rewarders.search_order import SearchOrder
+
+    quota = config.search.quota
+    return SearchOrder(client.quota_slot, quota.requests) if quota else None
+
+
+def upstream_of(config: Config, permit: Permit | None = None) -> SearchEngine:
     """The search engine of a run, not yet started.
 
     Args:
@@ -45,16 +69,18 @@ def engine_of(config: Config, permit: Permit | None = None) -> SearchEngine:
             raise NotImplementedError(f"engine {kind}")
 
 
-def answerer_of(config: Config, task: Task, permit: Permit | None = None) -> Answerer:
-    """What a rewarder of this run tries answers with, not yet started.
+def answerer_of(
+    config: Config, task: Task, permit: Permit | None = None, fleet: FleetResults | None = None
+) -> Answerer:
+    """What a rewarder of this run tries answers with, not yet started. fleet: shares results with other rewarders.
 
     Raises:
         ValueError: the task and the engine do not fit.
     """
     if config.search.engine == "sqlite":
         return sql_answerer_of(config, task)
+    from deploy.search_cache import search_cache_of
     from rewarders.answerers.search import SearchAnswerer
-    from rewarders.cache import SearchCache
     from rewarders.retry import Retrier, RetryPolicy
 
     retrier: Retrier = Retrier(RetryPolicy(attempts=config.search.attempts))
@@ -62,7 +88,7 @@ def answerer_of(config: Config, task: Task, permit: Permit | None = None) -> Ans
         task,
         engine_of(config, permit),
         sort=config.search.sort,
-        cache=SearchCache(config.rewarder.cache_entries),
+        cache=search_cache_of(config, fleet),
         retrier=retrier,
     )
 

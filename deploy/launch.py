@@ -53,7 +53,8 @@ class LaunchedRun:
     """
 
     def __init__(self, config: Config, engine: str, resume: bool, console: Console, site: Site) -> None:
-        self._own_server = config.search.url is None and has_server(config)
+        own = config.search.url is None and has_server(config)
+        self._own_server = own and config.search.cache.mode != "replay"
         self._config = with_addresses(config, engine, site)
         self.folder = run_folder(config)
         self._metric = task_of(config).metric

@@ -9,13 +9,18 @@ from common.config import Config, to_yaml
 from common.run_folder import RunFolder
 from common.transport.keys import create_run_keys
 from deploy.engines import has_server
+from deploy.search_cache import cache_settled
 from deploy.sites import LOOPBACK, Site
 
 _RESULTS = ("plots", "rewrites.md")  # beside those that `RunFolder` names
 
 
 def with_addresses(config: Config, engine: str, site: Site) -> Config:
-    """The config with the engine, hosts, ports and URLs that it leaves open."""
+    """The config with the engine, hosts, ports, URLs and places that it leaves open.
+
+    Raises:
+        LaunchError: results are to be kept on disk, but nothing says what is searched.
+    """
     search, broker = config.search, config.broker
     if not site.reaches(broker.host):
         broker = broker.model_copy(update={"host": site.host})
@@ -25,6 +30,7 @@ def with_addresses(config: Config, engine: str, site: Site) -> Config:
         host = LOOPBACK if site.reaches(LOOPBACK) else site.host
         port = search.port or site.free_port(host)
         search = search.model_copy(update={"url": f"http://{host}:{port}", "port": port})
+    search = search.model_copy(update={"cache": cache_settled(config, run_folder(config))})
     actor = config.actor.model_copy(update={"engine": engine})
     return config.model_copy(update={"search": search, "broker": broker, "actor": actor})
 
@@ -42,15 +48,17 @@ def prepare_folder(folder: RunFolder, config: Config, resume: bool) -> None:
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     if not resume:
-        _set_earlier_run_aside(folder)
+        _set_earlier_run_aside(folder, config.search.cache.mode == "record")
     folder.config.write_text(to_yaml(config))
     create_run_keys(folder.keys)
 
 
-def _set_earlier_run_aside(folder: RunFolder) -> None:
+def _set_earlier_run_aside(folder: RunFolder, searches: bool) -> None:
+    """searches: the recording too; else it stays, for it may be what is replayed."""
     earlier = folder.path / "previous"
     paths = (folder.checkpoints, folder.heldout, folder.metrics, folder.samples, folder.dispositions, folder.summary)
-    for old in (*paths, *(folder.path / name for name in _RESULTS)):
+    recorded = (folder.searches,) if searches else ()
+    for old in (*paths, *recorded, *(folder.path / name for name in _RESULTS)):
         kept = earlier / old.name
         if old.exists():
             earlier.mkdir(exist_ok=True)

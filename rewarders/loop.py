@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,11 +22,13 @@ from common.tasks.row import from_reference
 from common.transport.client import Assignment, BrokerClient
 from rewarders.errors import FatalScoringError, ScoringError
 from rewarders.scoring import Scorer
+from rewarders.search_order import Turn, current_turn
 
 logger = logging.getLogger(__name__)
 
 RELEASE_DELAY_S = 2.0
 DRAIN_S = 30.0
+HELD_CHECK_S = 0.5
 
 
 class Rewarder:
@@ -102,7 +104,11 @@ class Rewarder:
         ticket: m.Ticket = m.decode(assignment.payload[0], m.Ticket)
         header: m.RolloutHeader = m.decode(assignment.payload[1], m.RolloutHeader)
         reference = decode_reference(ticket.reference)
-        scores = await self._scorer.score_group([sample.text for sample in header.samples], reference)
+        current_turn.set(Turn(header.oldest_version, ticket.ticket_id, ticket.kind == "eval"))
+        texts = [sample.text for sample in header.samples]
+        scores = await self._while_held(assignment, self._scorer.score_group(texts, reference))
+        if scores is None:
+            return
         outage = next((score for score in scores if isinstance(score, Unavailable)), None)
         if outage is not None:
             self._unavailable += 1
@@ -114,6 +120,21 @@ class Rewarder:
         seconds = time.monotonic() - started
         result = m.GroupScores(ticket.ticket_id, self._client.name, final_scores(scores), seconds)
         self._client.complete(assignment, [m.encode(result)])
+
+    async def _while_held(
+        self, assignment: Assignment, scoring: Coroutine[Any, Any, list[Score]]
+    ) -> list[Score] | None:
+        """What `scoring` returns; None where the lease is lost meanwhile: then what it waits for is given up, unless
+        another group waits for it too."""
+        task = asyncio.create_task(scoring)
+        try:
+            while self._client.holds(assignment):
+                if (await asyncio.wait({task}, timeout=HELD_CHECK_S))[0]:
+                    return task.result()
+            return None
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def _report(self) -> None:
         counters = {

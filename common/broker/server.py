@@ -107,7 +107,7 @@ class BrokerServer:
             return True
         try:
             payload = self._payload(first)
-            message = m.decode(first.buffer, m.ToBroker)
+            message = m.decode(first.buffer, m.AnyToBroker)
         except m.MessageError as error:
             self._send_all(self._service.bad_frame(*sender, str(error), time.monotonic()))
         else:

@@ -14,8 +14,8 @@ generated has to be thrown away. The broker keeps no durable state: after a rest
 tickets again, and results under the old broker's leases are late.
 
 What a peer can be sent without reading any of it: leases up to its credit, never more than `MAX_CREDIT` per stage;
-slots of the quota up to `MAX_SLOT_REQUESTS`; one answer per message it sends; one `StateUpdate` per version. The socket
-bounds the sum: a peer whose pipe is full is `unreachable` and forgotten.
+slots of the quota up to `MAX_SLOT_REQUESTS`; one answer per message it sends, a shared result of 1 MiB at most; one
+`StateUpdate` per version. The socket bounds the sum: a peer whose pipe is full is `unreachable` and forgotten.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from common import cache_messages as c
 from common import messages as m
 from common.broker.conduct import Conduct
+from common.broker.sharing import Sharing
 from common.quota import SlotPool
+from common.shared_cache import SharedCache
 from common.stages import Offer, Stage
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ MAX_CREDIT = 1024  # leases of one stage in one peer's hands, whatever it declar
 MAX_SLOT_REQUESTS = 4096  # of one peer, waiting
 MAX_PEERS = 4096  # peers remembered, well-behaved or not; the longest silent is forgotten first
 STATUS_EVERY_S = 0.05  # requests for the status that come closer together are answered together
+SHARED_PROMISE_S = 15.0  # who fetches a search result for all says within this time that it still does
 USE_GRANT_WITHIN_S = 0.5  # a granted slot that its worker did not use by then must not be used any more
 
 
@@ -51,7 +55,7 @@ class Outgoing(NamedTuple):
     """One message to one peer."""
 
     peer: str
-    message: m.FromBroker
+    message: m.AnyFromBroker
     payload: m.Payload = ()
 
 
@@ -86,6 +90,7 @@ class BrokerSettings:
     quota: tuple[int, float, float] | None = None
     bad_frames_allowed: int = 8
     ban_s: float = 60.0
+    shared_bytes: int = 256 << 20
 
     @property
     def first_lease(self) -> int:
@@ -103,6 +108,7 @@ class BrokerService:
             for name in NEXT_STAGE
         }
         self.slots = SlotPool(*settings.quota, now=now) if settings.quota else None
+        self.sharing = Sharing(SharedCache(SHARED_PROMISE_S, settings.shared_bytes), now)
         self.state: m.RunState | None = None
         self.conduct = Conduct(settings.bad_frames_allowed, settings.ban_s, settings.heartbeat_s, MAX_PEERS)
         self.handled_messages = 0
@@ -113,14 +119,14 @@ class BrokerService:
 
     # ------------------------------------------------------------------ entry points
 
-    def handle(self, peer: str, role: m.Role, message: m.ToBroker, payload: m.Payload, now: float) -> list[Outgoing]:
+    def handle(self, peer: str, role: m.Role, message: m.AnyToBroker, payload: m.Payload, now: float) -> list[Outgoing]:
         """Apply one decoded message of an authenticated peer (`role` is what its key was made for)."""
         self.handled_messages += 1
         known = self._peers.get(peer)
         try:
             if known is not None and known.role != role:
                 raise m.MessageError(f"the name {peer!r} belongs to a {known.role}")
-            if payload and not isinstance(message, m.Complete | m.Submit):
+            if payload and not isinstance(message, m.Complete | m.Submit | c.CachePut):
                 raise m.MessageError(f"{type(message).__name__} has no payload, this one has {len(payload)} frames")
             if isinstance(message, m.Hello):
                 return self._hello(peer, role, message, now)
@@ -174,13 +180,14 @@ class BrokerService:
             if now - known.last_seen <= self.settings.lease_s:
                 break
             self._forget(peer)  # all it held has expired: give it nothing more before it is heard of again
-        return [*self._assign(now), *self._grant_slots(now), *self._answer_status(now)]
+        return [*self._assign(now), *self._grant_slots(now), *self._answer_status(now), *self._share(now)]
 
     def next_event(self) -> float | None:
         """When `tick` has something to do by itself, apart from forgetting silent peers, which is not urgent."""
         sources = [stage.next_event() for stage in self.stages.values()]
         if self.slots is not None:
             sources.append(self.slots.next_event())
+        sources.append(self.sharing.next_event())
         if self._status_wanted:
             sources.append(self._status_due)
         return min((time for time in sources if time is not None), default=None)
@@ -226,10 +233,13 @@ class BrokerService:
             stage.leave(peer)
         if self.slots is not None:
             self.slots.leave(peer)
+        self.sharing.leave(peer)
 
     # ------------------------------------------------------------------ messages
 
-    def _dispatch(self, peer: str, known: _Peer, message: m.ToBroker, payload: m.Payload, now: float) -> list[Outgoing]:
+    def _dispatch(
+        self, peer: str, known: _Peer, message: m.AnyToBroker, payload: m.Payload, now: float
+    ) -> list[Outgoing]:
         match message:
             case m.Complete(lease):
                 self._require(known, CONSUMER[lease.stage], message)
@@ -256,13 +266,16 @@ class BrokerService:
                 self._require(known, "rewarder", message)
                 if self.slots is not None and self.slots.worker_of(slot) == peer:
                     self.slots.replied(slot, grant, now)
+            case c.CacheGet() | c.CachePut() | c.CacheFailed() | c.CacheRenew():
+                self._require(known, "rewarder", message)
+                self.sharing.handle(peer, message, payload, now)
             case m.StatusRequest():
                 self._status_wanted[peer] = None
             case m.Bye():
                 self._forget(peer)
         return []
 
-    def _require(self, known: _Peer, role: m.Role, message: m.ToBroker) -> None:
+    def _require(self, known: _Peer, role: m.Role, message: m.AnyToBroker) -> None:
         if known.role != role:
             raise m.MessageError(f"{type(message).__name__} is for the {role}, this peer is a {known.role}")
 
@@ -353,6 +366,9 @@ class BrokerService:
             Outgoing(granted.worker, m.SlotGrant(granted.request, granted.slot, granted.grant, USE_GRANT_WITHIN_S))
             for granted in self.slots.grant(now)
         ]
+
+    def _share(self, now: float) -> list[Outgoing]:
+        return [Outgoing(*answer) for answer in self.sharing.outgoing(now)]
 
     def _answer_status(self, now: float) -> list[Outgoing]:
         if not self._status_wanted or now < self._status_due:

@@ -102,8 +102,18 @@ class CacheConfig(Section):
     mode: Literal["memory", "disk", "record", "replay"] = Field(
         "memory", description="disk: kept in folder, shared by the host; record, replay: a run's searches, all of them"
     )
-    folder: str | None = Field(None, description="Where disk, record and replay keep results; null: the run's folder")
+    folder: str | None = Field(
+        None, description="Where disk, record and replay keep results; null: searches/ in the run's folder"
+    )
     share: bool = Field(True, description="Share results and searches in flight among all rewarders, by the broker")
+    share_mib: PositiveInt = Field(256, description="Most MiB of results the broker holds for sharing")
+    disk_mib: PositiveInt = Field(1024, description="disk: most MiB kept; what was not used for longest goes first")
+    max_age_h: PositiveFloat = Field(
+        24.0, description="disk: hours after which a result counts as unknown where the engine's data has no version"
+    )
+    source: str | None = Field(
+        None, description="What is searched, as part of every key; null: the engine's URL, or the local server's corpus"
+    )
 
 
 class Bm25Config(Section):

@@ -18,8 +18,10 @@ from functools import partial
 import zmq
 import zmq.asyncio
 
+from common import cache_messages as c
 from common import messages as m
 from common.transport.keys import RunKeys, secure_client
+from common.transport.shared_results import SharedResults
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ class BrokerClient:
         self._state_changed = asyncio.Condition()
         self._status_waiters: list[asyncio.Future[m.StatusReply]] = []
         self._slot_waiters: dict[int, asyncio.Future[m.SlotGrant]] = {}
+        self.shared = SharedResults(self._send)
         self._request_numbers = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
         self._context = zmq.asyncio.Context()
@@ -231,7 +234,7 @@ class BrokerClient:
 
     # ------------------------------------------------------------------ internals
 
-    def _send(self, message: m.ToBroker, payload: m.Payload = ()) -> None:
+    def _send(self, message: m.AnyToBroker, payload: m.Payload = ()) -> None:
         # A DEALER without high-water mark never blocks (what is queued is bounded by this peer's credit),
         # so the future is done on return and messages keep their order.
         self._socket.send_multipart([m.encode(message), *payload], copy=not payload)
@@ -247,6 +250,7 @@ class BrokerClient:
             await asyncio.sleep(self._heartbeat_s)
             if self._broker_epoch is None:
                 continue
+            self.shared.beat()
             age = max(0.0, time.monotonic() - self._progress_at)
             status = m.PeerStatus(self._status.phase, self._status.waits_for, age, self._status.counters)
             self._send(m.Heartbeat(tuple(self._held), dict(self._newest_seen), status))
@@ -266,13 +270,13 @@ class BrokerClient:
         while True:
             frames = await self._socket.recv_multipart(copy=False)
             try:
-                message = m.decode(frames[0].buffer, m.FromBroker)
+                message = m.decode(frames[0].buffer, m.AnyFromBroker)
             except m.MessageError as error:
                 logger.warning("dropped a message from the broker: %s", error)
                 continue
             await self._handle(message, [frame.buffer for frame in frames[1:]])
 
-    async def _handle(self, message: m.FromBroker, payload: list[memoryview]) -> None:
+    async def _handle(self, message: m.AnyFromBroker, payload: list[memoryview]) -> None:
         match message:
             case m.Assign(lease):
                 self._held[lease] = None
@@ -291,6 +295,8 @@ class BrokerClient:
                     self._send(m.SlotReplied(message.slot, message.grant))
                 else:
                     waiter.set_result(message)
+            case c.CacheValue() | c.CacheFetch() | c.CacheWait():
+                self.shared.handle(message, payload)
             case m.StatusReply():
                 for waiting in self._status_waiters:
                     if not waiting.done():
@@ -310,6 +316,7 @@ class BrokerClient:
         self._broker_epoch = welcome.broker_epoch
         self._held.clear()
         self._newest_seen.clear()
+        self.shared.welcomed()
         for number in self._slot_waiters:
             self._send(m.SlotRequest(number))
         if welcome.state is not None and self._role != "learner":
@@ -320,6 +327,8 @@ class BrokerClient:
     async def _set_state(self, state: m.RunState) -> None:
         if self._role == "learner":
             return  # the learner is where the state comes from
+        if self.state is not None and state.incarnation != self.state.incarnation:
+            self._held.clear()  # the broker has cleared its queues for the new learner
         async with self._state_changed:
             self.state = state
             self._state_changed.notify_all()

@@ -36,7 +36,11 @@ class SearchAnswerer(Answerer):
         self.cache = cache if cache is not None else SearchCache()
         self.retrier = retrier or Retrier()
 
+        if self.cache.version is None and type(engine).data_version is not SearchEngine.data_version:
+            self.cache.version = self._data_version
+
     async def start(self) -> None:
+        await self.cache.start()
         await self.engine.start()
 
     async def close(self) -> None:
@@ -69,6 +73,9 @@ class SearchAnswerer(Answerer):
             **{f"cache_{name}": float(value) for name, value in stats.items()},
             "retries": float(self.retrier.retries),
         }
+
+    async def _data_version(self) -> str:
+        return await self.retrier.run(self.engine.data_version)
 
     async def _fetch(self, request: SearchRequest) -> SearchResult:
         return await self.retrier.run(lambda: self.engine.search(request))

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from common import cache_messages as c
 from common import messages as m
 from common.broker.server import MAX_FRAMES
 from tests.common.broker_world import rollout, scores, ticket
@@ -40,7 +41,7 @@ def valid_messages() -> list[Frames]:
     reference = [m.LeaseRef(stage, FOREIGN, FOREIGN) for stage in ("rollout", "score", "train")]
     status = m.PeerStatus("generating", "weights", 1.0, {"groups": 3.0})
     group: Frames = [bytes(frame) for frame in m.encode_rollout(rollout(FOREIGN, tokens=64))]
-    bare: list[m.ToBroker] = [
+    bare: list[m.AnyToBroker] = [
         m.Hello("actor"),
         m.Hello("rewarder"),
         m.Hello("learner", 1),
@@ -55,9 +56,13 @@ def valid_messages() -> list[Frames]:
         m.StatusRequest(),
         m.Complete(reference[2]),
         m.Bye(),
+        c.CacheGet(b"k" * 32),
+        c.CacheFailed(b"k" * 32),
+        c.CacheRenew((b"k" * 32, b"l" * 32)),
     ]
     return [
         *([m.encode(message)] for message in bare),
+        [m.encode(c.CachePut(b"k" * 32)), b"found"],
         [m.encode(m.Submit((FOREIGN,))), m.encode(ticket(FOREIGN))],
         [m.encode(m.Complete(reference[0])), *group],
         [m.encode(m.Complete(reference[1])), m.encode(scores(FOREIGN))],
