@@ -181,7 +181,7 @@ class Unbounded(PublicationSearch):
 
 async def test_whatever_the_tasks_own_code_does_is_fatal(engine: ListedEngine) -> None:
     scorer = search_scorer(Unbounded(), engine)
-    with pytest.raises(ScoringError, match="row 'q1': .*finite"):
+    with pytest.raises(ScoringError, match=r"row 'q1': .*finite"):
         await scorer.score_text(answer("all"), ROW)
     with pytest.raises(ScoringError, match="row 'q1': substring not found"):
         await scorer.score_text("no tags", ROW)
