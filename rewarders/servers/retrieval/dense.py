@@ -125,9 +125,9 @@ class DenseBackend(Backend):
         try:
             ready = await process.greet(self._setup, self._progress)
             ids = (await asyncio.to_thread(read_passages, Path(ready.passages))).ids
-        except _Died as died:
+        except (_Died, OSError) as error:
             await process.end()
-            raise SearchServerError(str(died)) from None
+            raise SearchServerError(f"{error}: try again") from None
         except BaseException:
             await process.end()
             raise

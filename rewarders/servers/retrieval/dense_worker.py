@@ -16,6 +16,8 @@ from common.data.beir import DataError
 from rewarders.frames import frame, read_frame, write_all
 from rewarders.servers.hosting import SearchServerError
 from rewarders.servers.retrieval.dense_wire import Failed, Found, Progress, Ready, Reply, Search, Setup
+from rewarders.servers.retrieval.encoder_files import encoder_folder
+from rewarders.servers.retrieval.passages import check_corpus
 
 if TYPE_CHECKING:
     from rewarders.servers.retrieval.dense_index import Hits
@@ -38,7 +40,8 @@ def main() -> int:
         return 0
     setup = msgspec.msgpack.decode(received, type=Setup)
     try:
-        # Here, so that a missing package is an answer and not a traceback.
+        _check_files(setup)
+        # Here, so that a missing package is an answer and not a traceback, and a wrong path is known at once.
         from rewarders.servers.retrieval.dense_index import open_index
 
         index = open_index(
@@ -59,6 +62,13 @@ def main() -> int:
         except (ValueError, RuntimeError, MemoryError) as error:
             send(Failed("search", _one_line(error), search.number))
     return 0
+
+
+def _check_files(setup: Setup) -> None:
+    """Raise DataError or SearchServerError for what can be told before seconds go into imports."""
+    check_corpus(Path(setup.corpus))
+    if setup.settings.encoder is not None:
+        encoder_folder(setup.settings.encoder)
 
 
 def _found(number: int, hits: list[Hits]) -> Found:
