@@ -6,6 +6,7 @@ torch, transformers and faiss live here and nowhere else in the rewarders.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ _INPUT = 0
 
 def main() -> int:
     """Serve until the backend closes the pipe."""
+    # Ctrl-C reaches the whole process group, and the server may have searches to finish: it says when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whatever a library prints must not come between the frames.
     output = os.dup(1)
     os.dup2(2, 1)
