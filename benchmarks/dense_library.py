@@ -60,6 +60,7 @@ def library_search(corpus: Path, settings: DenseSettings, cache_folder: Path) ->
         index = faiss.IndexHNSWFlat(vectors.shape[1], settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = settings.hnsw_ef_construction
     index.add(vectors)
+    longest = settings.max_tokens or 512
 
     def search(terms: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         texts = [settings.query_prefix + term for term in terms]
