@@ -121,13 +121,16 @@ class DenseBackend(Backend):
         old, self._process = self._process, None
         if old is not None:
             await old.end()
-        process = await _Process.start()
+        process = await _Process.start(self._setup.settings.threads)
         try:
             ready = await process.greet(self._setup, self._progress)
             ids = (await asyncio.to_thread(read_passages, Path(ready.passages))).ids
         except _Died as died:
             await process.end()
             raise SearchServerError(str(died)) from None
+        except OSError as error:
+            await process.end()
+            raise SearchServerError(f"cannot read the cache of the dense index: {error}: try again") from None
         except BaseException:
             await process.end()
             raise
@@ -174,7 +177,7 @@ class _Process:
         self._receiving: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls) -> Self:
+    async def start(cls, threads: int) -> Self:
         try:
             return cls(
                 await asyncio.create_subprocess_exec(
@@ -182,7 +185,7 @@ class _Process:
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.PIPE,
-                    env=_environment(),
+                    env=_environment(threads),
                     limit=_PIPE_BUFFER,
                 )
             )
@@ -284,7 +287,7 @@ class _Process:
         code = self._process.returncode
         if code is not None and code < 0:
             name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
-            hint = ": is memory short?" if -code == signal.SIGKILL else ""
+            hint = ": free memory, if that was it" if -code == signal.SIGKILL else ""
             return _Died(f"the process of the dense index was ended by {name}{hint}")
         lines = self._last_words.decode("utf-8", "replace").split("\n")
         said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
@@ -306,9 +309,10 @@ def _refusal(query: Query) -> Refusal | None:
     return None
 
 
-def _environment() -> dict[str, str]:
-    """Ours, with the packages we run from in reach and a tokenizer that keeps to its threads."""
+def _environment(threads: int) -> dict[str, str]:
+    """Ours, with the packages we run from in reach and libraries that keep to their threads."""
     folders = [str(Path(module.__file__ or "").parent.parent) for module in (common, rewarders)]
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join(dict.fromkeys([*folders, *([inherited] if inherited else [])]))
-    return os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    tokenizers = {"TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false", "RAYON_NUM_THREADS": str(threads)}
+    return os.environ | tokenizers | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}

@@ -18,7 +18,8 @@ from rewarders.servers.hosting import SearchServerError
 from rewarders.servers.index_cache import Progress
 from rewarders.servers.retrieval import corpus_encoder
 from rewarders.servers.retrieval.dense_wire import DenseSettings
-from rewarders.servers.retrieval.encoder import Encoder, encoder_folder, encoder_identity
+from rewarders.servers.retrieval.encoder import Encoder
+from rewarders.servers.retrieval.encoder_files import encoder_folder, encoder_identity
 from rewarders.servers.retrieval.faiss_index import FaissIndex, check_settings, open_faiss
 from rewarders.servers.retrieval.passages import Passages, corpus_digest, distinct_texts, ensure_passages
 from rewarders.servers.retrieval.sealed import locked
@@ -63,6 +64,11 @@ class DenseIndex:
         self._documents = number_of[order]
         self._starts = np.searchsorted(row_of[order], np.arange(index.rows + 1))
         self._shared = len(order) != index.rows
+
+    @property
+    def size(self) -> int:
+        """Documents."""
+        return len(self._documents)
 
     def search(self, terms: Sequence[str], ks: Sequence[int]) -> list[Hits]:
         """The ks[i] documents nearest to terms[i], best first, ties by id.

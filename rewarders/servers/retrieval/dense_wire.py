@@ -17,6 +17,10 @@ class DenseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     no prefixes and unit vectors. max_tokens: longer texts are cut; None for what the model can take. hnsw_m: links
     per vector. hnsw_ef_construction, hnsw_ef_search: candidates looked at when a vector is put in and when one is
     sought (never fewer than the ids wanted). batch: most texts encoded at once. threads: of encoder and index.
+
+    Pooling, prefixes and length are the encoder's own and stand in its model card; by them, E5 wants mean and
+    `query: `, `passage: `; BGE (English, v1.5) cls and `Represent this sentence for searching relevant passages: ` for
+    queries only; Contriever mean, no prefix and normalize off.
     """
 
     encoder: str | None = None

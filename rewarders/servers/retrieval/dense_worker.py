@@ -6,6 +6,7 @@ torch, transformers and faiss live here and nowhere else in the rewarders.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from common.data.beir import DataError
 from rewarders.frames import frame, read_frame, write_all
 from rewarders.servers.hosting import SearchServerError
 from rewarders.servers.retrieval.dense_wire import Failed, Found, Progress, Ready, Reply, Search, Setup
+from rewarders.servers.retrieval.encoder_files import encoder_folder
+from rewarders.servers.retrieval.passages import check_corpus
 
 if TYPE_CHECKING:
     from rewarders.servers.retrieval.dense_index import Hits
@@ -25,6 +28,8 @@ _INPUT = 0
 
 def main() -> int:
     """Serve until the backend closes the pipe."""
+    # Ctrl-C reaches the whole process group, and the server may have searches to finish: it says when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whatever a library prints must not come between the frames.
     output = os.dup(1)
     os.dup2(2, 1)
@@ -38,7 +43,8 @@ def main() -> int:
         return 0
     setup = msgspec.msgpack.decode(received, type=Setup)
     try:
-        # Here, so that a missing package is an answer and not a traceback.
+        _check_files(setup)
+        # Here, so that a missing package is an answer and not a traceback, and a wrong path is known at once.
         from rewarders.servers.retrieval.dense_index import open_index
 
         index = open_index(
@@ -59,6 +65,13 @@ def main() -> int:
         except (ValueError, RuntimeError, MemoryError) as error:
             send(Failed("search", _one_line(error), search.number))
     return 0
+
+
+def _check_files(setup: Setup) -> None:
+    """Raise DataError or SearchServerError for what can be told before seconds go into imports."""
+    check_corpus(Path(setup.corpus))
+    if setup.settings.encoder is not None:
+        encoder_folder(setup.settings.encoder)
 
 
 def _found(number: int, hits: list[Hits]) -> Found:
