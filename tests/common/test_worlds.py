@@ -28,7 +28,7 @@ SMALL: dict[str, tuple[Build, dict[str, Any]]] = {
     "sql": (sql.build_world, {"databases": 3, "heldout_databases": 2, "questions": 8}),
     "evidence": (
         evidence.build_world,
-        {"people": 40, "train_questions": 20, "test_questions": 10, "passages_about_strangers": 60},
+        {"people": 40, "train_questions": 20, "test_questions": 10, "circles": 5, "passages_per_circle": 12},
     ),
     "ranking": (ranking.build_world, {"documents": 120, "train_requests": 20, "test_requests": 10}),
     "trials": (trials.build_world, {"trials": 120, "train_requests": 20, "test_requests": 10}),
