@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.config import Config, load_config, to_yaml
-from deploy.run_checks import check_rows, check_values
+from deploy.run_checks import check_manners, check_rows, check_values
 from deploy.sites import LocalSite, Site
 
 Subparsers = argparse._SubParsersAction  # what add_subparsers returns; it has no public name
@@ -72,6 +72,7 @@ def _run(arguments: argparse.Namespace, connect: Callable[[], Site], engine_of: 
     if arguments.dry_run:
         print(to_yaml(config), end="")
         return 0
+    check_manners(config)
     from rich.console import Console
 
     from deploy.assets import prepare_assets
