@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 OLDEST_JAVA: Final = 21
-# Indexes are mapped files outside the heap. A JVM out of memory ends, and is replaced, rather than limp on. -Xrs leaves
-# signals to Python.
-_OPTIONS: Final = ("-Xms64m", "-Xmx2g", "-Xss4m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-Xrs")
+# Indexes are mapped files outside the heap. A JVM out of memory ends, and is replaced, rather than limp on; one that
+# crashes leaves no file behind. -Xrs leaves signals to Python.
+_OPTIONS: Final = (
+    *("-Xms64m", "-Xmx2g", "-Xss4m", "-Xrs", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"),
+    *("-XX:+ErrorFileToStderr", "-XX:-CreateCoredumpOnCrash"),
+)
 
 
 class JavaMissing(RuntimeError):  # noqa: N818

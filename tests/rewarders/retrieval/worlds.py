@@ -1,0 +1,73 @@
+"""A generated corpus whose every word the analyzer leaves as it is, and a backend that tests of one module share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rewarders.servers.retrieval.backend import Backend, Query, Ranking, Refusal
+
+WORDS = ("alpha", "beta", "gamma", "delta", "omega", "kappa", "sigma", "betatron", "gammarus", "alphanum")
+STOPWORD = "the"
+DOCUMENTS = 90
+
+T = TypeVar("T")
+
+
+def texts(seed: int = 0) -> dict[str, tuple[str, str]]:
+    """id -> (title, text), at most 30 words together: so long a length is kept exactly in Lucene's one byte."""
+    chance = random.Random(seed)
+    vocabulary = [word for place, word in enumerate(WORDS) for _ in range(len(WORDS) - place)] + [STOPWORD] * 6
+    made = {}
+    for number in range(DOCUMENTS):
+        title, text = (
+            " ".join(chance.choices(vocabulary, k=chance.randint(low, high))) for low, high in ((0, 4), (1, 26))
+        )
+        # Ids whose order as bytes is neither that of the file nor that of numbers; some documents are equal.
+        made[f"d{(number * 37) % DOCUMENTS}é" if number % 7 == 0 else f"d{(number * 37) % DOCUMENTS}"] = (title, text)
+        if number % 9 == 0:
+            made[f"copy-{number}"] = (title, text)
+    return made
+
+
+def write_corpus(folder: Path, documents: dict[str, tuple[str, str]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"_id": key, "title": title, "text": text}) for key, (title, text) in documents.items()]
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+class SharedBackend:
+    """A started backend on an event loop in a thread, for tests that have none or many."""
+
+    def __init__(self, backend: Backend, loop: asyncio.AbstractEventLoop) -> None:
+        self.backend = backend
+        self._loop = loop
+
+    def search(self, terms: Sequence[str], k: int = 10) -> list[Ranking | Refusal]:
+        return self.run(self.backend.search([Query(term, k) for term in terms]))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=300)
+
+
+@contextmanager
+def shared(backend: Backend) -> Iterator[SharedBackend]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    made = SharedBackend(backend, loop)
+    try:
+        made.run(backend.start())
+        yield made
+    finally:
+        made.run(backend.close())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
