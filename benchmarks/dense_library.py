@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import resource
@@ -34,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from common.data.beir import read_corpus, read_split, splits
+from common.metrics.ranking import ndcg
 from common.tasks.row import Row
 from rewarders.servers.retrieval.backend import Query, Ranking
 from rewarders.servers.retrieval.dense import DenseBackend, DenseSettings
@@ -63,7 +63,9 @@ def library_search(corpus: Path, settings: DenseSettings, cache_folder: Path) ->
 
     def search(terms: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         texts = [settings.query_prefix + term for term in terms]
-        tokens = tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
+        tokens = tokenizer(
+            texts, padding=True, truncation=True, max_length=settings.max_tokens or 512, return_tensors="pt"
+        )
         with torch.inference_mode():
             hidden = model(**tokens).last_hidden_state
         pooled = _pool(hidden, tokens["attention_mask"], settings.pooling).numpy()
@@ -158,12 +160,7 @@ def _agreement(rankings: list[Ranking], scores: np.ndarray, rows: np.ndarray, id
 
 
 def _ndcg(row: Row, ranking: Ranking) -> float:
-    """nDCG@10 (Järvelin and Kekäläinen 2002) with linear gains."""
-    grades = dict(zip(row.relevant, row.grades or itertools.repeat(1.0), strict=False))
-    discounts = 1 / np.log2(np.arange(2, 12))
-    gains = [grades.get(document, 0.0) for document in ranking.ids[:10]]
-    ideal = sorted(grades.values(), reverse=True)[:10]
-    return float(discounts[: len(gains)] @ gains / (discounts[: len(ideal)] @ ideal))
+    return ndcg(ranking.ids, dict(zip(row.relevant, row.grades or (1.0,) * len(row.relevant), strict=True)), 10)
 
 
 def _rows(corpus: Path, split: str) -> list[Row]:

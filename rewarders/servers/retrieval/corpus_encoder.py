@@ -176,12 +176,15 @@ def _model(vectors: torch.Tensor) -> BertModel:
 
 
 def _balanced(vectors: torch.Tensor) -> torch.Tensor:
-    """[n, d] to [n, d + 2]: two coordinates x, y with x + y = -sum(v) and x² + y² = R² - |v|², R common to all."""
+    """[n, d] to [n, d + 2]: two coordinates x, y with x + y = -sum(v) and x² + y² = R² - |v|², R common to all.
+
+    A row of zeros stays one, and the norm leaves it so exactly.
+    """
     total, square = vectors.double().sum(1), vectors.double().square().sum(1)
     # x and y are real for R² >= |v|² + sum(v)² / 2.
     radius = (square + total.square() / 2).max() * 1.01 + 1e-6
     half = torch.sqrt((2 * (radius - square) - total.square()).clamp_min(0)) / 2
-    pair = torch.stack([-total / 2 + half, -total / 2 - half], 1)
+    pair = torch.stack([-total / 2 + half, -total / 2 - half], 1) * (square > 0)[:, None]
     return torch.cat([vectors.double(), pair], 1).float()
 
 

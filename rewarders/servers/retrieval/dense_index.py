@@ -17,27 +17,33 @@ from numpy.typing import NDArray
 from rewarders.servers.hosting import SearchServerError
 from rewarders.servers.index_cache import Progress
 from rewarders.servers.retrieval import corpus_encoder
-from rewarders.servers.retrieval.backend import Ranking
 from rewarders.servers.retrieval.dense_wire import DenseSettings
-from rewarders.servers.retrieval.encoder import Encoder, encoder_folder, encoder_identity
+from rewarders.servers.retrieval.encoder import Encoder
+from rewarders.servers.retrieval.encoder_files import encoder_folder, encoder_identity
 from rewarders.servers.retrieval.faiss_index import FaissIndex, check_settings, open_faiss
 from rewarders.servers.retrieval.passages import Passages, corpus_digest, distinct_texts, ensure_passages
 from rewarders.servers.retrieval.sealed import locked
 from rewarders.servers.retrieval.vectors import ensure_vectors
 
 # Part of every name in the cache: what other code wrote is never opened.
-FORMAT: Final = 1
+FORMAT: Final = 2
 # Rows beyond the wanted ones that are looked at to break a tie by id.
 _MOST_TIED: Final = 4096
 
+Hits = tuple[NDArray[np.int32], NDArray[np.float32]]
+"""Numbers of documents (`Passages.ids`) and their scores."""
+
+_NOTHING: Final[Hits] = (np.empty(0, np.int32), np.empty(0, np.float32))
+
 
 class Made(msgspec.Struct, frozen=True):
-    """What opening an index found or made. encoder: its folder. vectors: file with one per row. encoded: passages that
-    had to be encoded for it.
+    """What opening an index found or made. encoder: its folder. passages: file of documents and their rows. vectors:
+    file with one per row. encoded: passages that had to be encoded for it.
     """
 
     version: str
     encoder: Path
+    passages: Path
     vectors: Path
     encoded: int
 
@@ -52,34 +58,35 @@ class DenseIndex:
         self._encoder = encoder
         self._index = index
         self._prefix = settings.query_prefix
-        self._ids = passages.ids
-        row_of = np.frombuffer(passages.rows, np.int32)
-        self._shared = len(row_of) != index.rows
-        # Documents of row r: order[starts[r]:starts[r + 1]], as in a CSR matrix.
-        self._order = np.argsort(row_of, kind="stable")
-        self._starts = np.searchsorted(row_of[self._order], np.arange(index.rows + 1))
+        number_of, row_of = passages.number_of(), passages.row_of()
+        # Documents of row r, by number: documents[starts[r]:starts[r + 1]], as in a CSR matrix.
+        order = np.lexsort((number_of, row_of))
+        self._documents = number_of[order]
+        self._starts = np.searchsorted(row_of[order], np.arange(index.rows + 1))
+        self._shared = len(order) != index.rows
 
     @property
     def size(self) -> int:
-        return len(self._ids)
+        """Documents."""
+        return len(self._documents)
 
-    def search(self, terms: Sequence[str], ks: Sequence[int]) -> list[Ranking]:
-        """The ks[i] documents nearest to terms[i], ties by id.
+    def search(self, terms: Sequence[str], ks: Sequence[int]) -> list[Hits]:
+        """The ks[i] documents nearest to terms[i], best first, ties by id.
 
-        A term in which the encoder finds nothing (its vector is 0) says nothing about any document: no ids.
+        A term in which the encoder finds nothing (its vector is 0) says nothing about any document: no hits.
         Raises ValueError if the encoder fails or the GPU cannot find that many.
         """
         vectors = self._encoder.encode([self._prefix + term for term in terms])
         known: NDArray[np.bool_] = np.any(vectors, axis=1)
-        rankings = [Ranking((), (), 0)] * len(terms)
+        hits = [_NOTHING] * len(terms)
         # One k at a time: HNSW looks further for a larger one, and an answer must not depend on its neighbours.
         for k in sorted(set(ks)):
             chosen = [i for i, wanted in enumerate(ks) if wanted == k and known[i]]
             if chosen:
                 scores, rows = self._nearest(vectors[chosen], min(k, self._index.rows))
                 for place, i in enumerate(chosen):
-                    rankings[i] = self._ranking(scores[place], rows[place], k)
-        return rankings
+                    hits[i] = self._hits(scores[place], rows[place], k)
+        return hits
 
     def _nearest(self, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """At least the k nearest rows, and all that tie with the last of them (4,096 more at most)."""
@@ -94,28 +101,26 @@ class DenseIndex:
                 return scores, rows
             wanted = min(most, 4 * wanted)
 
-    def _ranking(self, scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Ranking:
-        there = rows >= 0
-        scores, rows = scores[there], rows[there]
+    def _hits(self, scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Hits:
+        if rows[-1] < 0:
+            scores, rows = scores[rows >= 0], rows[rows >= 0]
         if self._shared:
-            times = self._starts[rows + 1] - self._starts[rows]
-            documents = np.concatenate([self._order[self._starts[r] : self._starts[r + 1]] for r in rows.tolist()])
-            scores = np.repeat(scores, times)
+            spans = [slice(self._starts[row], self._starts[row + 1]) for row in rows.tolist()]
+            documents = np.concatenate([self._documents[span] for span in spans])
+            scores = np.repeat(scores, [span.stop - span.start for span in spans])
         else:
-            documents = self._order[rows]
-        ids = [self._ids[document] for document in documents.tolist()]
-        best = scores.tolist()
+            documents = self._documents[rows]
         if (scores[1:] == scores[:-1]).any():
-            order = sorted(range(len(ids)), key=lambda i: (-best[i], ids[i]))
-            ids, best = [ids[i] for i in order], [best[i] for i in order]
-        return Ranking(tuple(ids[:k]), tuple(best[:k]), self.size)
+            order = np.lexsort((documents, -scores))
+            documents, scores = documents[order], scores[order]
+        return documents[:k], scores[:k]
 
 
 def open_index(corpus: Path, settings: DenseSettings, cache_folder: Path, progress: Progress) -> DenseIndex:
     """Open the index of a corpus; whatever the cache does not hold whole is made first.
 
-    Memory while passages are encoded: the model, the ids, and 1,024 texts; a corpus that is seen for the first time
-    takes some 150 bytes per passage more.
+    Memory: the model, the index (`FaissIndex`), and while passages are encoded 1,024 texts; a corpus that is seen for
+    the first time takes some 250 bytes per document meanwhile.
 
     Raises:
         DataError: the corpus is missing or broken, or the cache cannot be written.
@@ -125,7 +130,8 @@ def open_index(corpus: Path, settings: DenseSettings, cache_folder: Path, progre
     device = _set_up(settings)
     corpus_name = corpus_digest(corpus)[:32]
     with locked(cache_folder):
-        passages = ensure_passages(corpus, cache_folder / f"{corpus_name}-v{FORMAT}.passages")
+        documents = cache_folder / f"{corpus_name}-v{FORMAT}.passages"
+        passages = ensure_passages(corpus, documents)
         if settings.encoder is None:
             settings = _for_corpus_encoder(settings)
             folder = _own_encoder(corpus, passages, cache_folder / f"{corpus_name}-v{corpus_encoder.VERSION}.encoder")
@@ -152,7 +158,7 @@ def open_index(corpus: Path, settings: DenseSettings, cache_folder: Path, progre
         )
         graph = _digest(name, settings.hnsw_m, settings.hnsw_ef_construction)
         faiss_index = open_faiss(vectors, cache_folder / f"{graph}.faiss", settings)
-    made = Made(_version(name, graph, settings), folder, vectors, encoded)
+    made = Made(_version(name, graph, settings), folder, documents, vectors, encoded)
     return DenseIndex(encoder, faiss_index, passages, settings, made)
 
 

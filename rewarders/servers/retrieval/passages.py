@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from common.data.beir import CORPUS_FILE, DataError, Document, read_corpus
 from rewarders.servers.retrieval.sealed import file_digest, is_sealed, seal
 
 
+def check_corpus(corpus: Path) -> None:
+    """Raise DataError if there is no corpus file that can be read."""
+    with _readable(corpus) as path, path.open("rb"):
+        pass
+
+
 def corpus_digest(corpus: Path) -> str:
     """SHA-256 of the corpus file, as hexadecimal digits. Raises DataError if it cannot be read."""
-    path = corpus / CORPUS_FILE
-    try:
+    with _readable(corpus) as path:
         return file_digest(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): name a folder that holds {CORPUS_FILE}") from None
 
 
 def passage_text(document: Document) -> str:
@@ -31,21 +36,25 @@ class Passages(msgspec.Struct, frozen=True):
     """Which document has which row of the index.
 
     Equal texts share a row: they tie exactly whatever the floats do, and are encoded once. Rows are numbered in the
-    order in which their texts first occur. ids: of the documents, in the order of the corpus. rows: the row of each,
-    int32 in this machine's byte order. Memory: some 70 bytes per document.
+    order in which their texts first occur. Documents are numbered in the order of their ids, so that ties go by number.
+    ids: by number. numbers, rows: of the documents in the order of the corpus, int32 in this machine's byte order.
+    Memory: some 70 bytes per document.
     """
 
     ids: list[str]
+    numbers: bytes
     rows: bytes
 
-    @property
-    def row_of(self) -> array[int]:
-        return array("i", self.rows)
+    def number_of(self) -> NDArray[np.int32]:
+        return np.frombuffer(self.numbers, np.int32)
+
+    def row_of(self) -> NDArray[np.int32]:
+        return np.frombuffer(self.rows, np.int32)
 
     @property
     def distinct(self) -> int:
         """Number of rows."""
-        return max(self.row_of, default=-1) + 1
+        return int(self.row_of().max()) + 1
 
 
 def ensure_passages(corpus: Path, path: Path) -> Passages:
@@ -56,7 +65,7 @@ def ensure_passages(corpus: Path, path: Path) -> Passages:
         OSError: the file cannot be written.
     """
     if is_sealed(path):
-        return msgspec.msgpack.decode(path.read_bytes(), type=Passages)
+        return read_passages(path)
     passages = _number(corpus)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_bytes(msgspec.msgpack.encode(passages))
@@ -64,10 +73,15 @@ def ensure_passages(corpus: Path, path: Path) -> Passages:
     return passages
 
 
+def read_passages(path: Path) -> Passages:
+    """What `ensure_passages` has left there."""
+    return msgspec.msgpack.decode(path.read_bytes(), type=Passages)
+
+
 def distinct_texts(corpus: Path, passages: Passages) -> Iterator[str]:
     """The texts of the rows, in order. The corpus is read again, so that it need not be held."""
     following = 0
-    for row, document in zip(passages.row_of, read_corpus(corpus), strict=True):
+    for row, document in zip(passages.row_of().tolist(), read_corpus(corpus), strict=True):
         if row == following:
             following += 1
             yield passage_text(document)
@@ -78,9 +92,18 @@ def _sound(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+@contextlib.contextmanager
+def _readable(corpus: Path) -> Iterator[Path]:
+    path = corpus / CORPUS_FILE
+    try:
+        yield path
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): name a folder that holds {CORPUS_FILE}") from None
+
+
 def _number(corpus: Path) -> Passages:
     ids: list[str] = []
-    rows = array("i")
+    rows: list[int] = []
     row_of_text: dict[bytes, int] = {}
     for document in read_corpus(corpus):
         text = hashlib.blake2b(passage_text(document).encode(), digest_size=16).digest()
@@ -88,4 +111,7 @@ def _number(corpus: Path) -> Passages:
         rows.append(row_of_text.setdefault(text, len(row_of_text)))
     if not ids:
         raise DataError(f"{corpus / CORPUS_FILE} holds no documents: name a folder with a corpus")
-    return Passages(ids, rows.tobytes())
+    by_id = sorted(range(len(ids)), key=ids.__getitem__)
+    numbers = np.empty(len(ids), np.int32)
+    numbers[by_id] = np.arange(len(ids), dtype=np.int32)
+    return Passages([ids[place] for place in by_id], numbers.tobytes(), np.asarray(rows, np.int32).tobytes())
