@@ -185,8 +185,12 @@ class LaunchedRun:
 
     def _needed_everywhere(self) -> list[Path]:
         """What every role must see under the same path."""
-        assert self._config.model.path is not None
-        return [self.folder.config, self.folder.keys / "public.json", Path(self._config.model.path) / "config.json"]
+        config = self._config
+        assert config.model.path is not None
+        needed = [self.folder.config, self.folder.keys / "public.json", Path(config.model.path) / "config.json"]
+        if not has_server(config):  # one database stands for all
+            needed += sorted((Path(config.data.corpus) / "databases").rglob("*.sqlite"))[:1]
+        return needed
 
     def _how_to_mend(self) -> str:
         saved = self.folder.checkpoints.is_dir() and any(self.folder.checkpoints.iterdir())

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.scores import InvalidOutput, Score, Scored, Unavailable
-from common.tasks import Execution, Hits, Outcome, ParsedAnswer, ParseFailure, Row, Task
+from common.tasks import Execution, Hits, Outcome, ParsedAnswer, ParseFailure, Row, Task, TaskScore
 from rewarders.answerers.base import Answerer
 from rewarders.engines.base import BadQuery, EngineUnavailable
 from rewarders.errors import FatalScoringError, ScoringError
@@ -58,7 +58,13 @@ class Scorer:
         except EngineUnavailable as error:
             return Unavailable(reason=error.reason, retry_after_s=error.retry_after_s)
         with self._judging(row):
-            return await self._scored(row, answer, outcome)
+            score = await self._score(row, answer, outcome)
+            return Scored(
+                reward=score.reward,
+                metrics={**score.metrics, **answer.lengths()},
+                query=answer.query,
+                results=results_of(outcome),
+            )
 
     async def score_group(self, texts: Sequence[str], row: Row) -> list[Score]:
         """Score the samples of one request concurrently, in order; equal texts are scored once.
@@ -75,17 +81,10 @@ class Scorer:
             raise
         return [tasks[text].result() for text in texts]
 
-    async def _scored(self, row: Row, answer: ParsedAnswer, outcome: Outcome) -> Scored:
+    async def _score(self, row: Row, answer: ParsedAnswer, outcome: Outcome) -> TaskScore:
         if cells_of(outcome) > INLINE_CELLS:  # a pure task does not mind in which thread it works
-            score = await asyncio.to_thread(self.task.score, row, answer, outcome)
-        else:
-            score = self.task.score(row, answer, outcome)
-        return Scored(
-            reward=score.reward,
-            metrics={**score.metrics, **answer.lengths()},
-            query=answer.query,
-            results=results_of(outcome),
-        )
+            return await asyncio.to_thread(self.task.score, row, answer, outcome)
+        return self.task.score(row, answer, outcome)
 
     @contextlib.contextmanager
     def _judging(self, row: Row) -> Iterator[None]:

@@ -17,7 +17,7 @@ from common.data.beir import read_corpus, read_split
 from common.data.worlds.publications import build_demo_world
 from learner.warm_start import build
 from learner.warm_start.build import WarmStartSettings, warm_start
-from learner.warm_start.examples import ExampleSampler, content_words, is_clean_copy, sentences
+from learner.warm_start.examples import PLAIN_STRUCTURES, ExampleSampler, content_words, is_clean_copy, sentences
 from learner.warm_start.induction import write_induction_circuit
 from learner.warm_start.pretrain import Budget, ModelShape, Schedule, new_model, pretrain
 from learner.warm_start.tokenizer import PIECES, prompt_ids, train_tokenizer
@@ -101,6 +101,21 @@ def test_every_example_from_a_text_is_a_clean_copy(
         assert is_clean_copy(answer, requests[tuple(example.prompt)], reasoning=reasoning), answer
         assert example.response[-1] == tokenizer.eos_token_id
         assert not is_clean_copy(answer, "nothing of it", reasoning=reasoning)
+
+
+def test_engines_without_operators_get_words_alone(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> None:
+    pool = [sentence for text in texts for sentence in sentences(text)]
+    sampler = ExampleSampler(tokenizer, pool, reasoning=False, random_share=0.0, structures=PLAIN_STRUCTURES)
+    sources = {tuple(source.prompt): source for source in sampler.sources}
+    rng = random.Random(0)
+    for _ in range(200):
+        example = sampler.draw(rng)
+        answer = tokenizer.decode(example.response, skip_special_tokens=True)
+        assert sampler.is_clean(answer, sources[tuple(example.prompt)]), answer
+        query = json.loads(answer.removeprefix("<answer>").removesuffix("</answer>"))["query"]
+        assert 2 <= len(query.split()) <= 4
+        assert not set("()") & set(query)
+        assert not {"AND", "OR"} & set(query.split())
 
 
 @pytest.mark.parametrize(

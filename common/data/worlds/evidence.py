@@ -1,7 +1,7 @@
 """The evidence world: passages about made-up people, and questions whose answer stands in one passage each.
 
-A question names the person it asks about, and an archive and a correspondent that have nothing to do with the answer.
-Passages about those hold more of the question's words than the one with the answer, and rarer ones.
+A question names the person it asks about, and an archive, its site and its founder, which have nothing to do with the
+answer. Dozens of passages about those hold more of the question's words than the one with the answer.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ _FILLERS = (
     "{person}, a {trade}, travelled to {site} twice.",
     "{person} received a medal in {site}.",
 )
+_ABOUT_CIRCLES = (
+    "{stranger} founded the {archive} archive of {site} and asks every {trade} to write.",
+    "The {archive} archive of {site} was led by {stranger}, the {trade}.",
+    "Letters to {stranger} are kept in the {archive} archive of {site}.",
+    "{stranger} of {site} opened the {archive} archive to every {trade}.",
+)
 _NOISE = (
     "According to the {archive} archive of {site} and letters to {stranger}: {question}",
     "{question} The {archive} archive of {site} and {stranger} may know.",
@@ -69,7 +75,8 @@ def build_world(
     people: int = 160,
     train_questions: int = 360,
     test_questions: int = 80,
-    passages_about_strangers: int = 1200,
+    circles: int = 40,
+    passages_per_circle: int = 30,
 ) -> Path:
     """Write corpus.jsonl and rows/{train,test}.jsonl; the same seed gives the same bytes.
 
@@ -79,7 +86,7 @@ def build_world(
     facts = people * len(_FACTS)
     if not train_questions + test_questions <= facts <= MOST_FACTS:
         raise ValueError(f"{people} people have {facts} facts: one per question is needed, {MOST_FACTS} are the most")
-    world = _World(random.Random(seed), people, passages_about_strangers)
+    world = _World(random.Random(seed), people, circles, passages_per_circle)
     questions = world.questions(train_questions + test_questions)
     with whole_folder(folder) as target:
         documents = ({"_id": f"p{place:05d}", "title": "", "text": text} for place, text in enumerate(world.passages))
@@ -89,21 +96,33 @@ def build_world(
     return Path(folder)
 
 
+@dataclass(frozen=True, slots=True)
+class Circle:
+    """An archive, where it is, and whose it is."""
+
+    archive: str
+    site: str
+    stranger: str
+
+
 class _World:
     """Everything that is drawn, in one fixed order, from one random generator."""
 
-    def __init__(self, rng: random.Random, people: int, strangers: int) -> None:
+    def __init__(self, rng: random.Random, people: int, circles: int, passages_per_circle: int) -> None:
         self._rng = rng
         surnames = ["".join(parts) for parts in product(lexicon.SURNAME_STARTS, lexicon.SURNAME_ENDINGS)]
         rng.shuffle(surnames)
         self._people = _full_names(rng, surnames[: people // 4], people)
-        self._strangers = _full_names(rng, surnames[people // 4 :], people)
-        self._archives = rng.sample(["".join(parts) for parts in product(*lexicon.ACRONYM_PARTS)], 60)
+        self._circles = _circles(rng, surnames[people // 4 :], circles)
         answers = iter(_answers(rng))
         self.facts = [Fact(name, kind, next(answers)) for name in self._people for kind in range(len(_FACTS))]
         self.passages = [self._filled(_FACTS[fact.kind][0], fact.person, answer=fact.answer) for fact in self.facts]
         self.passages += [self._filled(rng.choice(_FILLERS), rng.choice(self._people)) for _ in range(2 * people)]
-        self.passages += [self._about_stranger() for _ in range(strangers)]
+        self.passages += [
+            self._filled(rng.choice(_ABOUT_CIRCLES), "", circle)
+            for circle in self._circles
+            for _ in range(passages_per_circle)
+        ]
         rng.shuffle(self.passages)
 
     def questions(self, number: int) -> list[Row]:
@@ -116,21 +135,23 @@ class _World:
         text = self._filled(self._rng.choice(_NOISE), fact.person, question=question)
         return Row(f"e{place:04d}", text, answers=(fact.answer,))
 
-    def _about_stranger(self) -> str:
-        stranger = self._rng.choice(self._strangers)
-        sentences = self._rng.sample(_FILLERS, 2)
-        return " ".join(self._filled(sentence, stranger) for sentence in sentences)
-
-    def _filled(self, text: str, person: str, **more: str) -> str:
-        rng = self._rng
+    def _filled(self, text: str, person: str, circle: Circle | None = None, **more: str) -> str:
+        circle = circle or self._rng.choice(self._circles)
         return text.format(
             person=person,
-            stranger=rng.choice(self._strangers),
-            archive=rng.choice(self._archives),
-            site=rng.choice(lexicon.SITES),
-            trade=rng.choice(PROFESSIONS),
+            stranger=circle.stranger,
+            archive=circle.archive,
+            site=circle.site,
+            trade=self._rng.choice(PROFESSIONS),
             **more,
         )
+
+
+def _circles(rng: random.Random, surnames: Sequence[str], number: int) -> list[Circle]:
+    archives = rng.sample(["".join(parts) for parts in product(*lexicon.ACRONYM_PARTS)], number)
+    sites = rng.sample(lexicon.SITES, number)
+    strangers = _full_names(rng, surnames, number)
+    return [Circle(*names) for names in zip(archives, sites, strangers, strict=True)]
 
 
 def _full_names(rng: random.Random, surnames: Sequence[str], number: int) -> list[str]:

@@ -55,7 +55,7 @@ def ensure_vectors(
 
 def read_vectors(path: Path) -> NDArray[np.float32]:
     """Map the file into memory, read-only."""
-    vectors: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    vectors: NDArray[np.float32] = np.lib.format.open_memmap(path, mode="r")  # unlike load, it knows no pickle
     return vectors
 
 
