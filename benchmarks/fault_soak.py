@@ -66,6 +66,16 @@ class Tally:
     different: int = 0
     refused: int = 0
 
+    def add(self, scores: Sequence[Score], truth: Sequence[Score]) -> None:
+        """Count a group that was sent: the scores that came, if any did, beside those without faults."""
+        self.sent += len(truth)
+        self.scored += len(scores)
+        for mine, true in zip(scores, truth, strict=bool(scores)):
+            assert isinstance(true, Scored | InvalidOutput), f"the server without faults failed: {true}"
+            self.invented += getattr(mine, "reward", None) != true.reward
+            self.different += mine != true
+            self.refused += isinstance(true, InvalidOutput) and true.reason == "refused_query"
+
     def report(self) -> dict[str, Any]:
         """Its part of the JSON line."""
         counts = {name: getattr(self, name) for name in ("answers", "scored", "released", "refused")}
@@ -183,21 +193,12 @@ class Soak:
 
     async def _compare(self, config: Any) -> None:
         """Score everything again without faults, and look for differences."""
-        self.tally.sent = GROUP * len(self._sent)
         task = task_of(config)
         async with answerer_of(config, task) as answerer:
             scorer = Scorer(task, answerer)
             for number, (row, texts) in self._sent.items():
                 truth = await scorer.score_group(texts, row)
-                self._count(self._scores.get(number, ()), truth)
-
-    def _count(self, scores: Sequence[Score], truth: Sequence[Score]) -> None:
-        self.tally.scored += len(scores)
-        for mine, true in zip(scores, truth, strict=bool(scores)):
-            assert isinstance(true, Scored | InvalidOutput), f"the server without faults failed: {true}"
-            self.tally.invented += getattr(mine, "reward", None) != true.reward
-            self.tally.different += mine != true
-            self.tally.refused += isinstance(true, InvalidOutput) and true.reason == "refused_query"
+                self.tally.add(self._scores.get(number, ()), truth)
 
     def _say(self, text: str, every_s: float) -> None:
         now = time.monotonic()
@@ -225,7 +226,13 @@ def trials_of(corpus: Path, folder: Path) -> Path:
 
 async def soak(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All services at once; the JSON line."""
-    world = build_demo_world(folder / "world", documents=4000)
+    requests = arguments.documents // 5
+    world = build_demo_world(
+        folder / "world",
+        documents=arguments.documents,
+        train_requests=requests - requests // 5,
+        test_requests=requests // 5,
+    )
     corpora: dict[Kind, Path] = {"pubmed": world, "ctgov": trials_of(world, folder / "trials")}
     soaks = {kind: Soak(kind, folder / kind, corpora[kind], arguments) for kind in arguments.services}
     for kind in soaks:
@@ -250,6 +257,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rewarders", type=int, default=2, help="processes per service")
     made.add_argument("--groups-per-s", type=float, default=4.0, help="groups sent per second and service, at most")
     made.add_argument("--window", type=int, default=256, help="groups under way, at most")
+    made.add_argument("--documents", type=int, default=4000, help="documents of the world")
     made.add_argument("--services", nargs="+", choices=list(TASK), default=list(TASK))
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--overrides", nargs="*", default=[], help="further config overrides, as search.attempts=2")
