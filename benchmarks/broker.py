@@ -113,7 +113,7 @@ class FilledService:
             spent += time.thread_time() - started
         return spent / groups
 
-    def _messages(self) -> list[tuple[m.Role, m.ToBroker, Frames]]:
+    def _messages(self) -> list[tuple[m.Role, m.AnyToBroker, Frames]]:
         self._next += 1
         rollout, scored = self._leases["actor"], self._leases["rewarder"]
         return [

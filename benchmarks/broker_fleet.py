@@ -174,7 +174,7 @@ class Line:
             first, *payload = self.socket.recv_multipart(flags, copy=False)
             if not self._broker:
                 return self._complete, payload
-            message = m.decode(first.buffer, m.FromBroker)
+            message = m.decode(first.buffer, m.AnyFromBroker)
             if isinstance(message, m.Assign):
                 return m.encode(m.Complete(message.lease)), payload
             if isinstance(message, m.Protest | m.Refused):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -31,8 +32,9 @@ def cache_settled(config: Config, folder: RunFolder) -> CacheConfig:
     search = config.search
     cache, kind = search.cache, search.engine
     updates: dict[str, str] = {}
-    if cache.mode != "memory" and cache.folder is None:
-        updates["folder"] = str(folder.searches)
+    if cache.mode != "memory":
+        named = cache.folder and Path(os.path.expandvars(cache.folder)).expanduser().resolve()
+        updates["folder"] = str(named or folder.searches)
     if cache.mode == "disk" and cache.source is None:
         if kind not in REMOTE or search.url is None:
             updates["source"] = f"corpus {_fingerprint(Path(config.data.corpus))}"

@@ -40,8 +40,8 @@ class SearchAnswerer(Answerer):
             self.cache.version = self._data_version
 
     async def start(self) -> None:
-        await self.cache.start()
         await self.engine.start()
+        await self.cache.start()
 
     async def close(self) -> None:
         await self.cache.close()

@@ -29,7 +29,7 @@ class Broker:
         self.now = 100.0
         self.sent: dict[str, list[Outgoing]] = {}
 
-    def say(self, peer: str, message: m.ToBroker, payload: m.Payload = (), role: m.Role | None = None) -> list[str]:
+    def say(self, peer: str, message: m.AnyToBroker, payload: m.Payload = (), role: m.Role | None = None) -> list[str]:
         """What the peer is told at once and after a tick, as names of messages."""
         role = role or self._role_of(peer)
         if self.service.banned(peer, role, self.now):

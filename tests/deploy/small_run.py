@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+from safetensors.numpy import load_file
 
 from common.run_folder import RunFolder
 from common.tracking.dispositions_log import read_dispositions
@@ -20,6 +22,7 @@ from common.tracking.metrics_log import read_metrics
 from common.tracking.summary import read_summary
 from deploy.live_run import read_report
 from deploy.role_states import RoleState
+from learner.checkpoint import latest_valid
 
 ROOT = Path(__file__).parents[2]
 MODEL = ("actor.engine=transformers", "model.warm_start.steps=300", "model.warm_start.minutes=5")
@@ -143,6 +146,19 @@ class SmallRun:
         return log.read_text() if log.exists() else ""
 
     # ------------------------------------------------------------------ the audit
+
+    def fingerprint(self, steps: int) -> dict[str, str]:
+        """Checksums of all weights and Adam moments after `steps`, and what became of every prompt position."""
+        checkpoint = latest_valid(self.folder.checkpoints)
+        assert checkpoint is not None
+        assert checkpoint.name == f"step-{steps:08d}"
+        # Of the tensors, not of the files: safetensors writes the entries of its header in any order.
+        tensors = {name: array for path in checkpoint.glob("*.safetensors") for name, array in load_file(path).items()}
+        sums = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in tensors.items()}
+        assert any(name.startswith("model.") for name in sums)
+        assert any(name.startswith("optimizer.") for name in sums)
+        ended = sorted((line["ticket"], line["disposition"]) for line in read_dispositions(self.folder.dispositions))
+        return sums | {"dispositions": repr(ended)}
 
     def assert_balanced(self, steps: int, groups_per_step: int = GROUPS_PER_STEP) -> None:
         """Every position issued has exactly one disposition, and exactly `steps` batches were trained."""

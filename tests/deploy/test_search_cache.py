@@ -41,11 +41,15 @@ def settled(tmp_path: Path, url: str | None = NCBI, **cache: Any) -> Config:
     return given.model_copy(update={"search": search})
 
 
-def test_results_lie_in_the_runs_folder_where_no_other_is_named(tmp_path: Path) -> None:
+def test_results_lie_in_the_runs_folder_where_no_other_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACE", str(tmp_path))
     assert settled(tmp_path).search.cache.folder is None
     for mode in ("disk", "record", "replay"):
         assert settled(tmp_path, mode=mode).search.cache.folder == str(tmp_path / "demo" / "searches")
-        assert settled(tmp_path, mode=mode, folder="elsewhere").search.cache.folder == "elsewhere"
+        named = settled(tmp_path, mode=mode, folder="$PLACE/elsewhere").search.cache.folder
+        assert named == str(tmp_path / "elsewhere"), "roles may have other working folders"
 
 
 def test_a_local_server_is_known_by_its_corpus_and_not_by_its_port(tmp_path: Path) -> None:

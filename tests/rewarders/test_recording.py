@@ -122,15 +122,25 @@ async def test_outages_are_not_recorded(tmp_path: Path) -> None:
 
 
 async def test_two_rewarders_of_a_host_record_one_answer_and_are_given_it(tmp_path: Path) -> None:
+    class Slow(DatedEngine):
+        gate = asyncio.Event()
+
+        async def search(self, request: SearchRequest) -> SearchResult:
+            await self.gate.wait()
+            return SearchResult(("another answer",), 1)
+
+    slow = Slow()
     async with (
         RecordingEngine(DatedEngine(), tmp_path, "pubmed") as one,
-        RecordingEngine(DatedEngine(), tmp_path, "pubmed") as two,
+        RecordingEngine(slow, tmp_path, "pubmed") as two,
     ):
-        await two.search(request("another"))
-        answers = await asyncio.gather(*(engine.search(request("heart")) for engine in (one, two)))
-        assert answers[0] == answers[1], "though the engines said 'heart 1' and 'heart 2'"
+        late = asyncio.create_task(two.search(request("heart")))
+        await asyncio.sleep(0.05)
+        first = await one.search(request("heart"))
+        slow.gate.set()
+        assert await late == first, "though its engine said something else"
     async with ReplayEngine(tmp_path, "pubmed") as replay:
-        assert await replay.search(request("heart")) == answers[0]
+        assert await replay.search(request("heart")) == first
 
 
 async def test_files_of_several_hosts_are_one_recording(tmp_path: Path) -> None:
