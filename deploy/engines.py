@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from rewarders.answerers.base import Answerer
     from rewarders.engines.base import SearchEngine
     from rewarders.engines.ctgov import CtGovSettings
-    from rewarders.engines.pubmed import Permit, PubMedSettings
+    from rewarders.engines.permits import Permit
+    from rewarders.engines.pubmed import PubMedSettings
     from rewarders.retry import Retrier
 
 
@@ -21,7 +22,7 @@ def engine_of(config: Config, permit: Permit | None = None) -> SearchEngine:
     Args:
         permit: entered around every request upstream; None: no quota.
     """
-    from rewarders.engines.pubmed import unlimited
+    from rewarders.engines.permits import unlimited
 
     permit = permit or unlimited
     match config.search.engine:
@@ -40,13 +41,17 @@ def engine_of(config: Config, permit: Permit | None = None) -> SearchEngine:
 def answerer_of(config: Config, task: Task, permit: Permit | None = None) -> Answerer:
     """What a rewarder of this run tries answers with, not yet started."""
     from rewarders.answerers.search import SearchAnswerer
+    from rewarders.breaker import Breaker
     from rewarders.cache import SearchCache
+    from rewarders.engines.guarded import GuardedEngine, guarded
+    from rewarders.engines.permits import unlimited
     from rewarders.retry import Retrier, RetryPolicy
 
+    breaker = Breaker(config.search.breaker.failures, config.search.breaker.pause_s)
     retrier: Retrier = Retrier(RetryPolicy(attempts=config.search.attempts))
     return SearchAnswerer(
         task,
-        engine_of(config, permit),
+        GuardedEngine(engine_of(config, guarded(permit or unlimited, breaker)), breaker),
         sort=config.search.sort,
         cache=SearchCache(config.rewarder.cache_entries),
         retrier=retrier,

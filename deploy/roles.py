@@ -10,12 +10,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from common.broker.server import BrokerServer
-from common.broker.service import USE_GRANT_WITHIN_S, BrokerService, BrokerSettings
+from common.broker.service import BrokerService, BrokerSettings
 from common.config import Config
+from common.off_peak import WAITS_FOR, next_open
+from common.quota import USE_GRANT_WITHIN_S
 from common.run_folder import RunFolder
 from common.tasks.from_config import task_of
 from common.transport.client import BrokerClient
@@ -87,12 +90,24 @@ def run_broker(config: Config, keys: Path, port: int) -> None:
         queue_items=section.queue_items,
         queue_bytes=section.queue_mib << 20,
         quota=(quota.requests, quota.window_s, hard_deadline_s) if quota else None,
+        quota_mode=quota.mode if quota else "strict",
     )
     service = BrokerService(settings, time.monotonic())
-    server = BrokerServer(service, load_run_keys(keys, "broker"), section.max_frame_mib << 20)
+    hours = off_peak_hours if quota and quota.off_peak else None
+    server = BrokerServer(service, load_run_keys(keys, "broker"), section.max_frame_mib << 20, hours)
     endpoint = server.bind(section.host, port)
     logger.info("broker listens at %s", endpoint)
     server.run(stop.is_set)
+
+
+def off_peak_hours() -> tuple[float, str]:
+    """Seconds until NCBI's hours for large jobs begin (0: they have), and what to call the wait.
+
+    Raises:
+        TimeZoneMissingError: this machine cannot tell US Eastern time.
+    """
+    now = datetime.now(UTC)
+    return (next_open(now) - now).total_seconds(), WAITS_FOR
 
 
 def run_rewarder(config: Config, keys: Path, endpoint: str, name: str | None) -> None:

@@ -24,11 +24,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from common import messages as m
+from common.adaptive_quota import AdaptivePool
 from common.broker.conduct import Conduct
-from common.quota import SlotPool
+from common.quota import USE_GRANT_WITHIN_S, Reply, SlotPool
 from common.stages import Offer, Stage
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ MAX_CREDIT = 1024  # leases of one stage in one peer's hands, whatever it declar
 MAX_SLOT_REQUESTS = 4096  # of one peer, waiting
 MAX_PEERS = 4096  # peers remembered, well-behaved or not; the longest silent is forgotten first
 STATUS_EVERY_S = 0.05  # requests for the status that come closer together are answered together
-USE_GRANT_WITHIN_S = 0.5  # a granted slot that its worker did not use by then must not be used any more
+RENEW_CLOSURE_S = 1.0  # a quota that is kept closed opens by itself so long after it was last told to stay closed
 
 
 class Outgoing(NamedTuple):
@@ -71,7 +72,8 @@ class _Peer:
 
 @dataclass(frozen=True)
 class BrokerSettings:
-    """Bounds and times of a broker. `quota` is (requests, window in s, hard deadline in s) or None.
+    """Bounds and times of a broker. `quota` is (requests, window in s, hard deadline in s) or None; `quota_mode` which
+    guarantee it has (`common.quota`, `common.adaptive_quota`).
 
     `epoch` tells brokers of one run apart: the time of its start in milliseconds since 1970. A client's queued answers
     to an earlier broker can reach this one, so the lease numbers of two brokers must not meet: they count up from
@@ -84,6 +86,7 @@ class BrokerSettings:
     queue_items: int = 100_000
     queue_bytes: int = 2 << 30
     quota: tuple[int, float, float] | None = None
+    quota_mode: Literal["strict", "adaptive"] = "strict"
     bad_frames_allowed: int = 8
     ban_s: float = 60.0
 
@@ -102,7 +105,8 @@ class BrokerService:
             name: Stage(name, settings.lease_s, settings.queue_items, settings.queue_bytes, settings.first_lease)
             for name in NEXT_STAGE
         }
-        self.slots = SlotPool(*settings.quota, now=now) if settings.quota else None
+        self.slots = _slot_pool(settings, now)
+        self._quota_waits_for = ("", float("-inf"))  # why it is kept closed, and until when
         self.state: m.RunState | None = None
         self.conduct = Conduct(settings.bad_frames_allowed, settings.ban_s, settings.heartbeat_s, MAX_PEERS)
         self.handled_messages = 0
@@ -128,6 +132,8 @@ class BrokerService:
                 return [Outgoing(peer, m.Who())] if self.conduct.may_ask((role, peer), now) else []
             known.last_seen = now
             self._peers.move_to_end(peer)
+            if self.slots is not None:
+                self.slots.heard(peer)
             return self._dispatch(peer, known, message, payload, now)
         except m.MessageError as error:
             return self.bad_frame(peer, role, str(error), now)
@@ -175,6 +181,13 @@ class BrokerService:
                 break
             self._forget(peer)  # all it held has expired: give it nothing more before it is heard of again
         return [*self._assign(now), *self._grant_slots(now), *self._answer_status(now)]
+
+    def keep_quota_closed(self, for_s: float, why: str, now: float) -> None:
+        """Grant no slot for now; to be said again within `RENEW_CLOSURE_S`, however long it lasts (`for_s`)."""
+        if self.slots is not None and for_s > 0:
+            until = now + min(for_s, RENEW_CLOSURE_S)
+            self.slots.close(until)
+            self._quota_waits_for = (why, until)
 
     def next_event(self) -> float | None:
         """When `tick` has something to do by itself, apart from forgetting silent peers, which is not urgent."""
@@ -251,11 +264,15 @@ class BrokerService:
                 return self._announce(peer, state)
             case m.SlotRequest(request):
                 self._require(known, "rewarder", message)
-                self._request_slot(peer, request)
-            case m.SlotReplied(slot, grant):
+                self._request_slot(peer, request, now)
+            case m.SlotReplied():
                 self._require(known, "rewarder", message)
-                if self.slots is not None and self.slots.worker_of(slot) == peer:
-                    self.slots.replied(slot, grant, now)
+                self._slot_replied(peer, message, now)
+            case m.SlotThrottled(retry_after_s, refused):
+                self._require(known, "rewarder", message)
+                if self.slots is not None:
+                    self.slots.throttled(retry_after_s, now, refused)
+                    self._quota_waits_for = ("the service, which asked for a pause", now + retry_after_s)
             case m.StatusRequest():
                 self._status_wanted[peer] = None
             case m.Bye():
@@ -327,12 +344,18 @@ class BrokerService:
         for name, leases in by_stage.items():
             self.stages[name].renew(peer, leases, heartbeat.newest_seen.get(name, 0), now)
 
-    def _request_slot(self, peer: str, request: int) -> None:
+    def _request_slot(self, peer: str, request: int, now: float) -> None:
         if self.slots is None:
             raise m.MessageError("this run has no quota: search.quota is not set")
         if self.slots.waiting_of(peer) >= MAX_SLOT_REQUESTS:
             raise m.MessageError(f"{MAX_SLOT_REQUESTS} slot requests wait already: wait for their answers")
-        self.slots.request(peer, request)
+        self.slots.request(peer, request, now)
+
+    def _slot_replied(self, peer: str, message: m.SlotReplied, now: float) -> None:
+        if self.slots is None or self.slots.worker_of(message.slot) != peer:
+            return
+        reply = Reply(message.limit, message.remaining, message.sent_after_s, message.took_s, message.unused)
+        self.slots.replied(message.slot, message.grant, now, reply)
 
     # ------------------------------------------------------------------ what goes out
 
@@ -350,8 +373,8 @@ class BrokerService:
         if self.slots is None:
             return []
         return [
-            Outgoing(granted.worker, m.SlotGrant(granted.request, granted.slot, granted.grant, USE_GRANT_WITHIN_S))
-            for granted in self.slots.grant(now)
+            Outgoing(slot.worker, m.SlotGrant(slot.request, slot.slot, slot.grant, USE_GRANT_WITHIN_S, slot.waited_s))
+            for slot in self.slots.grant(now)
         ]
 
     def _answer_status(self, now: float) -> list[Outgoing]:
@@ -387,4 +410,13 @@ class BrokerService:
             self.slots.in_use if self.slots else 0,
             self.slots.granted if self.slots else 0,
             self.rejected_frames,
+            self.slots.refused if self.slots else 0,
+            self._quota_waits_for[0] if now < self._quota_waits_for[1] else "",
         )
+
+
+def _slot_pool(settings: BrokerSettings, now: float) -> SlotPool | None:
+    if settings.quota is None:
+        return None
+    pool = AdaptivePool if settings.quota_mode == "adaptive" else SlotPool
+    return pool(*settings.quota, now=now, first_grant=settings.first_lease)

@@ -33,9 +33,9 @@ from rewarders.engines.base import (
     SearchRequest,
     SearchResult,
 )
-from rewarders.engines.ctgov_reply import MAX_PAGE_SIZE, Page, read_page, read_version
+from rewarders.engines.ctgov_reply import MAX_PAGE_SIZE, RATE_LIMIT_WAIT_S, Page, read_page, read_version
 from rewarders.engines.eutils_reply import Undecided
-from rewarders.engines.pubmed import Permit, unlimited
+from rewarders.engines.permits import Permit, head_arrived, unlimited
 
 CTGOV_URL: Final = "https://clinicaltrials.gov"
 _API_FOLDER: Final = "/api/v2"
@@ -215,7 +215,7 @@ class CtGovEngine(SearchEngine):
             self.requests_sent += 1
             try:
                 async with self._session.get(url, params=parameters, allow_redirects=False) as response:
-                    slot.replied()
+                    head_arrived(slot, response.status, response.headers, RATE_LIMIT_WAIT_S)
                     body = await self._read_body(response)
             except TimeoutError:
                 raise EngineUnavailable(f"no answer within {self._settings.timeout_s:g} s") from None

@@ -19,6 +19,7 @@ from typing import Any, Final
 from rewarders.engines.base import (
     BadQuery,
     EngineMisconfigured,
+    EngineThrottled,
     EngineUnavailable,
     SearchRequest,
     SearchResult,
@@ -134,7 +135,7 @@ def _raise_for_service_error(status: int, headers: Mapping[str, str], document: 
     lowered = error.lower() if isinstance(error, str) else ""
     if status == 429 or "rate limit" in lowered:
         wait = retry_after_seconds(headers.get("Retry-After"))
-        raise EngineUnavailable("rate limit exceeded", DEFAULT_RETRY_AFTER_S if wait is None else wait)
+        raise EngineThrottled("rate limit exceeded", DEFAULT_RETRY_AFTER_S if wait is None else wait)
     if "api key" in lowered:
         raise EngineMisconfigured("the API key is refused: correct or unset its environment variable")
     if error is not None and status == 200:

@@ -10,16 +10,22 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final, Protocol
+from typing import Final
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
-from rewarders.engines.base import BadQuery, EngineUnavailable, SearchEngine, SearchRequest, SearchResult
+from rewarders.engines.base import (
+    BadQuery,
+    EngineThrottled,
+    EngineUnavailable,
+    SearchEngine,
+    SearchRequest,
+    SearchResult,
+)
 from rewarders.engines.eutils_reply import PUBMED_MAX_IDS, Undecided, read_reply
+from rewarders.engines.permits import Permit, body_refused, head_arrived, unlimited
 
 NCBI_URL: Final = "https://eutils.ncbi.nlm.nih.gov"
 _EUTILS_FOLDER: Final = "/entrez/eutils"
@@ -27,27 +33,6 @@ _EUTILS_FOLDER: Final = "/entrez/eutils"
 _OPEN_MIN_DATE: Final = "1800/01/01"
 _OPEN_MAX_DATE: Final = "3000/12/31"
 _CANARY: Final = SearchRequest(term="cancer", retmax=1)
-
-
-class Slot(Protocol):
-    """A grant to send one request."""
-
-    def replied(self) -> None:
-        """Called at the first bytes of the reply: from here on the slot may be counted as used up."""
-
-
-Permit = Callable[[], AbstractAsyncContextManager[Slot]]
-
-
-class _FreeSlot:
-    def replied(self) -> None:
-        pass
-
-
-@asynccontextmanager
-async def unlimited() -> AsyncIterator[Slot]:
-    """The permit of an engine without a quota."""
-    yield _FreeSlot()
 
 
 class PubMedSettings(msgspec.Struct, frozen=True):
@@ -160,14 +145,18 @@ class PubMedEngine(SearchEngine):
             self.requests_sent += 1
             try:
                 async with self._session.post(self._url, data=form, allow_redirects=False) as response:
-                    slot.replied()
+                    head_arrived(slot, response.status, response.headers)
                     body = await self._read_body(response)
             except TimeoutError:
                 raise EngineUnavailable(f"no answer within {self._settings.timeout_s:g} s") from None
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 # The class says what happened; the text of some of these quotes the request.
                 raise EngineUnavailable(f"network error ({type(error).__name__})") from None
-        result = read_reply(response.status, response.headers, body, request)
+        try:
+            result = read_reply(response.status, response.headers, body, request)
+        except EngineThrottled as error:
+            body_refused(slot, response.status, error)
+            raise
         self._healthy_at = max(self._healthy_at, sent_at)
         return result
 

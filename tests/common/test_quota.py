@@ -23,7 +23,7 @@ def test_arrivals_never_exceed_the_quota_in_any_window(slots: int, window_s: flo
     pool = SlotPool(slots, window_s, HARD_DEADLINE_S, now=0.0, quarantine=False)
     now, arrivals, replies = 0.0, [], []
     for number in range(60):
-        pool.request(f"w{number % 3}", number)
+        pool.request(f"w{number % 3}", number, now)
         for grant in pool.grant(now):
             reply_at = now + rng.uniform(0.001, HARD_DEADLINE_S)
             arrivals.append(rng.uniform(now, reply_at))
@@ -40,9 +40,9 @@ def test_arrivals_never_exceed_the_quota_in_any_window(slots: int, window_s: flo
 
 def test_a_slot_is_free_one_window_after_the_answer_and_no_sooner() -> None:
     pool = SlotPool(1, window_s=1.0, hard_deadline_s=HARD_DEADLINE_S, now=0.0, quarantine=False)
-    pool.request("w", 1)
+    pool.request("w", 1, 0.0)
     (first,) = pool.grant(0.0)
-    pool.request("w", 2)
+    pool.request("w", 2, 0.0)
     assert pool.replied(first.slot, first.grant, 0.3)
     assert pool.next_event() == 1.3
     assert pool.grant(1.29) == []
@@ -53,9 +53,9 @@ def test_a_slot_is_free_one_window_after_the_answer_and_no_sooner() -> None:
 
 def test_a_silent_grant_frees_itself_after_the_deadline_and_the_window() -> None:
     pool = SlotPool(1, window_s=1.0, hard_deadline_s=HARD_DEADLINE_S, now=0.0, quarantine=False)
-    pool.request("w", 1)
+    pool.request("w", 1, 0.0)
     pool.grant(0.0)
-    pool.request("v", 2)
+    pool.request("v", 2, 0.0)
     assert pool.grant(2.99) == []
     assert [g.worker for g in pool.grant(3.0)] == ["v"]
 
@@ -65,8 +65,8 @@ def test_outdated_heap_entries_do_not_free_a_slot_twice() -> None:
     granted = 0
     now = 0.0
     for number in range(10):
-        pool.request("w", number)
-        pool.request("w", 100 + number)
+        pool.request("w", number, now)
+        pool.request("w", 100 + number, now)
         for grant in pool.grant(now):
             granted += 1
             pool.replied(grant.slot, grant.grant, now)
@@ -77,14 +77,14 @@ def test_outdated_heap_entries_do_not_free_a_slot_twice() -> None:
 
 def test_a_new_broker_stays_closed_until_old_requests_are_over() -> None:
     pool = SlotPool(2, window_s=1.0, hard_deadline_s=HARD_DEADLINE_S, now=10.0)
-    pool.request("w", 1)
+    pool.request("w", 1, 0.0)
     assert pool.grant(12.9) == []
     assert len(pool.grant(13.0)) == 1
 
 
 def test_a_leaving_worker_does_not_take_slots() -> None:
     pool = SlotPool(1, window_s=1.0, hard_deadline_s=HARD_DEADLINE_S, now=0.0, quarantine=False)
-    pool.request("gone", 1)
-    pool.request("here", 2)
+    pool.request("gone", 1, 0.0)
+    pool.request("here", 2, 0.0)
     pool.leave("gone")
     assert [g.worker for g in pool.grant(0.0)] == ["here"]

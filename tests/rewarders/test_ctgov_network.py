@@ -13,7 +13,7 @@ from aiohttp import web
 
 from rewarders.engines.base import BadQuery, EngineUnavailable, SearchRequest
 from rewarders.engines.ctgov import CtGovEngine
-from rewarders.engines.pubmed import Slot
+from rewarders.engines.permits import Slot
 from tests.rewarders.ctgov.fake_ctgov import (
     FakeCtGov,
     Query,
@@ -54,7 +54,7 @@ async def test_connections_are_limited_and_nobody_waits_for_one_with_a_permit(ct
         return good(query)  # type: ignore[return-value]
 
     class Counter:
-        def replied(self) -> None:
+        def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
             pass
 
     @asynccontextmanager
@@ -75,7 +75,7 @@ async def test_every_page_takes_a_permit_of_its_own(ctgov: FakeCtGov) -> None:
     events: list[str] = []
 
     class Recorder:
-        def replied(self) -> None:
+        def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
             events.append("replied")
 
     @asynccontextmanager
@@ -94,7 +94,7 @@ async def test_every_page_takes_a_permit_of_its_own(ctgov: FakeCtGov) -> None:
 
 async def test_waiting_for_a_permit_does_not_use_up_the_deadline(ctgov: FakeCtGov) -> None:
     class Silent:
-        def replied(self) -> None:
+        def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
             pass
 
     @asynccontextmanager

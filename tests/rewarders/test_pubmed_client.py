@@ -19,7 +19,8 @@ from rewarders.engines.base import (
     SearchRequest,
     SearchResult,
 )
-from rewarders.engines.pubmed import PubMedEngine, PubMedSettings, Slot
+from rewarders.engines.permits import Slot
+from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
 from tests.rewarders.fake_ncbi import (
     KEY,
     FakeNcbi,
@@ -199,7 +200,7 @@ async def test_permit_surrounds_every_request_and_hears_of_the_reply(ncbi: FakeN
     events: list[str] = []
 
     class Recorder:
-        def replied(self) -> None:
+        def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
             events.append("replied")
 
     @asynccontextmanager
@@ -219,7 +220,7 @@ async def test_permit_surrounds_every_request_and_hears_of_the_reply(ncbi: FakeN
 
 async def test_waiting_for_a_permit_does_not_use_up_the_deadline(ncbi: FakeNcbi) -> None:
     class Silent:
-        def replied(self) -> None:
+        def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
             pass
 
     @asynccontextmanager

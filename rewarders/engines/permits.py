@@ -1,0 +1,77 @@
+"""Permits to send one request upstream, and what the quota hears of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, Protocol
+
+from rewarders.engines.base import EngineThrottled, EngineUnavailable
+from rewarders.engines.eutils_reply import DEFAULT_RETRY_AFTER_S, retry_after_seconds
+
+_MAX_RATE: Final = 1_000_000
+
+
+class Slot(Protocol):
+    """A grant to send one request."""
+
+    def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
+        """Called at the first bytes of the reply: from here on the slot may be counted as used up.
+
+        limit, remaining: the X-RateLimit headers of the reply.
+        """
+
+    def throttled(self, retry_after_s: float, refused: bool = True) -> None:
+        """The upstream asks everybody to pause. refused: it turned the request away for the quota."""
+
+    def unused(self) -> None:
+        """Nothing was sent, and nothing will be."""
+
+
+Permit = Callable[[], AbstractAsyncContextManager[Slot]]
+
+
+class _FreeSlot:
+    def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
+        pass
+
+    def throttled(self, retry_after_s: float, refused: bool = True) -> None:
+        pass
+
+    def unused(self) -> None:
+        pass
+
+
+@asynccontextmanager
+async def unlimited() -> AsyncIterator[Slot]:
+    """The permit of an engine without a quota."""
+    yield _FreeSlot()
+
+
+def head_arrived(
+    slot: Slot, status: int, headers: Mapping[str, str], default_wait_s: float = DEFAULT_RETRY_AFTER_S
+) -> None:
+    """Tell the quota what status and headers of a reply say. To be called before its body is read.
+
+    headers: looked up case-insensitively if the mapping does so, as aiohttp's does. default_wait_s: the pause after
+    a 429 that names none.
+    """
+    slot.replied(_rate(headers.get("X-RateLimit-Limit")), _rate(headers.get("X-RateLimit-Remaining")))
+    wait = retry_after_seconds(headers.get("Retry-After"))
+    if status == 429:
+        slot.throttled(default_wait_s if wait is None else wait)
+    elif wait is not None:
+        slot.throttled(wait, refused=False)
+
+
+def body_refused(slot: Slot, status: int, error: EngineUnavailable) -> None:
+    """Tell the quota of a refusal that only the body of a reply shows: NCBI has sent some under status 200."""
+    if isinstance(error, EngineThrottled) and status != 429:
+        slot.throttled(DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s)
+
+
+def _rate(value: str | None) -> int | None:
+    """A number of requests; None if the header is missing or says something else."""
+    if value is None or not value.strip().isascii() or not value.strip().isdigit() or len(value.strip()) > 7:
+        return None
+    return min(int(value), _MAX_RATE)
