@@ -24,6 +24,7 @@ from common.tasks.from_config import task_of
 from common.transport.client import BrokerClient
 from common.transport.keys import load_run_keys
 from deploy.engines import answerer_of
+from deploy.service_rules import check_service
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +111,19 @@ def off_peak_hours() -> tuple[float, str]:
     return (next_open(now) - now).total_seconds(), WAITS_FOR
 
 
+def _why_paused() -> str:
+    closed_s, why = off_peak_hours()
+    return why if closed_s > 0 else ""
+
+
 def run_rewarder(config: Config, keys: Path, endpoint: str, name: str | None) -> None:
-    """Score groups until the run is finished or SIGTERM asks to drain."""
+    """Score groups until the run is finished or SIGTERM asks to drain.
+
+    Raises:
+        LaunchError: the config would send without a quota to a service that asks for one.
+    """
+    for warning in check_service(config):
+        logger.warning(warning)
     asyncio.run(_rewarder(config, keys, endpoint, peer_name("rewarder", name)))
 
 
@@ -122,6 +134,8 @@ async def _rewarder(config: Config, keys: Path, endpoint: str, name: str) -> Non
     client = BrokerClient(endpoint, load_run_keys(keys, "rewarder"), "rewarder", name)
     await client.start()
     task = task_of(config)
+    if config.search.quota and config.search.quota.off_peak:
+        client.pause = _why_paused
     try:
         async with answerer_of(config, task, client.quota_slot if config.search.quota else None) as answerer:
             rewarder = Rewarder(client, Scorer(task, answerer), config.rewarder.concurrent_groups)

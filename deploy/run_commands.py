@@ -79,10 +79,14 @@ def _run(arguments: argparse.Namespace, connect: Callable[[], Site], engine_of: 
     from deploy.launch import LaunchedRun
     from deploy.live_run import RunLock
     from deploy.run_setup import run_folder
+    from deploy.service_rules import check_service
 
     _check_values(lambda: task_of(config), lambda: resolve_mode(config.tracking.wandb))
+    warnings = check_service(config)
     engine = engine_of(config)
     console = Console()
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
     console.print(f"Run [bold]{config.run.name}[/]: rollouts by [bold]{engine}[/]", highlight=False)
     config = prepare_assets(config)
     with RunLock(run_folder(config).path), contextlib.closing(connect()) as site:

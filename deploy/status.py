@@ -32,6 +32,7 @@ STALLED, NO_ANSWER = 1, 2  # exit statuses
 class RunStatus(msgspec.Struct, frozen=True):
     """What `--json` prints. `stages` by name; `quota` is None where the run has none.
 
+    `quota_waits_for`: what has to happen before a request is granted; "" where nothing has to.
     `launched`: a launcher holds the run; only then the roles that do not report to the broker are known.
     """
 
@@ -42,6 +43,7 @@ class RunStatus(msgspec.Struct, frozen=True):
     roles: list[RoleState]
     stages: dict[str, dict[str, int]] = {}
     quota: dict[str, float] | None = None
+    quota_waits_for: str = ""
     rejected_frames: int = 0
 
     @property
@@ -98,6 +100,7 @@ async def ask(folder: RunFolder, endpoint: str | None = None) -> RunStatus:
         roles=merge(launched, reply),
         stages={name: msgspec.structs.asdict(stage) for name, stage in reply.stages.items()},
         quota=_quota(config, reply),
+        quota_waits_for=reply.quota_waits_for,
         rejected_frames=reply.rejected_frames,
     )
 
@@ -127,6 +130,7 @@ def _quota(config: Config, reply: StatusReply) -> dict[str, float] | None:
         "window_s": quota.window_s,
         "in_use": reply.slots_in_use,
         "granted": reply.slots_granted,
+        "refused": reply.slots_refused,
     }
 
 
@@ -147,9 +151,11 @@ def print_status(status: RunStatus, console: Console) -> None:
         console.print(
             Text(
                 f"quota: {status.quota['in_use']:.0f} of {status.quota['requests']:.0f} slots in use, "
-                f"{status.quota['granted']:.0f} requests granted"
+                f"{status.quota['granted']:.0f} requests granted, {status.quota['refused']:.0f} refused by the service"
             )
         )
+    if status.quota_waits_for:
+        console.print(Text(f"the quota waits for {status.quota_waits_for}", style="yellow"))
     for role in status.troubled:
         console.print(Text(plain(f"{role.name} is {role.state}: {role.trouble}"), style="yellow"))
 

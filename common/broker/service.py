@@ -164,9 +164,11 @@ class BrokerService:
                 reason[:200],
             )
 
-    def unreachable(self, peer: str) -> None:
-        """Nothing can be sent to a peer: it is gone, or it does not read. Its work goes to others."""
+    def unreachable(self, peer: str, message: m.FromBroker, now: float) -> None:
+        """`message` could not be sent to a peer: it is gone, or it does not read. Its work goes to others."""
         self._forget(peer)
+        if isinstance(message, m.SlotGrant) and self.slots is not None:
+            self.slots.replied(message.slot, message.grant, now, Reply(unused=True))
 
     def tick(self, now: float) -> list[Outgoing]:
         """What is due: leases expire, silent peers are forgotten, work, slots and statuses go out.

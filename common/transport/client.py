@@ -111,6 +111,7 @@ class BrokerClient:
         self._capacity: dict[m.StageName, int] = {}
         self._held: dict[m.LeaseRef, None] = {}
         self._newest_seen: dict[m.StageName, int] = {}
+        self.pause: Callable[[], str] = str  # what everything waits for at the moment; "" for nothing
         self._status = m.PeerStatus()
         self._progress_at = time.monotonic()
         self._broker_epoch: int | None = None
@@ -297,7 +298,8 @@ class BrokerClient:
             if self._broker_epoch is None:
                 continue
             age = max(0.0, time.monotonic() - self._progress_at)
-            status = m.PeerStatus(self._status.phase, self._status.waits_for, age, self._status.counters)
+            waits_for = self.pause() or self._status.waits_for
+            status = m.PeerStatus(self._status.phase, waits_for, age, self._status.counters)
             self._send(m.Heartbeat(tuple(self._held), dict(self._newest_seen), status))
 
     async def _reconnect_loop(self) -> None:
