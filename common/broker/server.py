@@ -171,4 +171,5 @@ class BrokerServer:
                     send(payload[-1], LAST)
             except zmq.ZMQError as error:
                 logger.debug("cannot send %s to %s: %s", type(message).__name__, peer, error)
-                self._service.unreachable(peer, message, time.monotonic())
+                self._service.unreachable(peer)
+                self._service.undelivered(message, time.monotonic())

@@ -164,9 +164,12 @@ class BrokerService:
                 reason[:200],
             )
 
-    def unreachable(self, peer: str, message: m.FromBroker, now: float) -> None:
-        """`message` could not be sent to a peer: it is gone, or it does not read. Its work goes to others."""
+    def unreachable(self, peer: str) -> None:
+        """Nothing can be sent to a peer: it is gone, or it does not read. Its work goes to others."""
         self._forget(peer)
+
+    def undelivered(self, message: m.FromBroker, now: float) -> None:
+        """A message was not sent at all: a slot that it grants will not be used."""
         if isinstance(message, m.SlotGrant) and self.slots is not None:
             self.slots.replied(message.slot, message.grant, now, Reply(unused=True))
 
