@@ -62,18 +62,13 @@ class AdaptivePool(SlotPool):
         self._calm = 0
         self._distrusted_until = now
 
-    @property
-    def phase(self) -> str:
-        """For people."""
-        return "adaptive" if self._calm >= CALM_REPLIES and self._within_budget else "adaptive, strict for now"
-
-    @property
-    def _within_budget(self) -> bool:
-        return self.refused <= 1 + REFUSED_SHARE * self.granted
+    def phase(self, now: float) -> str:
+        return "adaptive" if self.trusted(now) else "adaptive, strict for now"
 
     def trusted(self, now: float) -> bool:
         """Whether slots are anchored to sends."""
-        return self._calm >= CALM_REPLIES and now >= self._distrusted_until and self._within_budget
+        within_budget = self.refused <= 1 + REFUSED_SHARE * self.granted
+        return self._calm >= CALM_REPLIES and now >= self._distrusted_until and within_budget
 
     def throttled(self, for_s: float, now: float, refused: bool = True) -> None:
         super().throttled(for_s, now, refused)

@@ -351,6 +351,7 @@ class StatusReply(Struct, frozen=True, tag="status", forbid_unknown_fields=True)
     slots_granted: Count
     rejected_frames: Count
     slots_refused: Count = 0
+    quota_phase: str = ""
     quota_waits_for: str = ""
 
 

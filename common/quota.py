@@ -104,9 +104,8 @@ class SlotPool:
         """Requests that wait for a slot."""
         return len(self._waiting)
 
-    @property
-    def phase(self) -> str:
-        """How the pool anchors its slots at the moment, for people."""
+    def phase(self, now: float) -> str:
+        """What the slots are anchored to at the moment, for people."""
         return "strict"
 
     def waiting_of(self, worker: str) -> int:

@@ -416,6 +416,7 @@ class BrokerService:
             self.slots.granted if self.slots else 0,
             self.rejected_frames,
             self.slots.refused if self.slots else 0,
+            self.slots.phase(now) if self.slots else "",
             self._quota_waits_for[0] if now < self._quota_waits_for[1] else "",
         )
 

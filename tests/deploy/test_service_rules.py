@@ -7,8 +7,13 @@ from typing import Any
 import pytest
 
 from common.config import Config
+from common.tasks import Row
+from common.tasks.from_config import task_of
+from deploy.engines import answerer_of
 from deploy.errors import LaunchError
 from deploy.service_rules import check_service
+from rewarders.answerers.search import SearchAnswerer
+from rewarders.engines.base import EngineUnavailable
 
 NCBI = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils/"
 QUOTA = {"requests": 3}
@@ -50,3 +55,16 @@ def test_more_than_is_allowed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "NCBI 3 per second" in warning
     monkeypatch.setenv("NCBI_API_KEY", "0123")
     assert check_service(config(quota=ten, email="me@example.org")) == []
+
+
+async def test_an_outage_opens_the_breaker_of_the_config() -> None:
+    one = config(url="http://127.0.0.1:9", breaker={"failures": 2, "pause_s": 60.0}, attempts=1)
+    async with answerer_of(one, task_of(one)) as answerer:
+        assert isinstance(answerer, SearchAnswerer)
+        for _ in range(2):
+            with pytest.raises(EngineUnavailable, match="network error"):
+                await answerer.search("aspirin", Row("r", "a request", ("1",)))
+        with pytest.raises(EngineUnavailable, match="left alone") as raised:
+            await answerer.search("aspirin", Row("r", "a request", ("1",)))
+        assert raised.value.retry_after_s is not None
+        assert answerer.counters()["breaker_state"] == 2.0
