@@ -79,8 +79,9 @@ def run_broker(config: Config, keys: Path, port: int) -> None:
     """Serve as the run's broker until SIGTERM or SIGINT.
 
     Raises:
-        OSError: the port cannot be bound. KeyFileError: no keys.
+        OSError: the port cannot be bound. KeyFileError: no keys. LaunchError: as `check_service`.
     """
+    check_service(config)
     stop = stop_on_signals()
     section, quota = config.broker, config.search.quota
     hard_deadline_s = config.search.timeout_s + USE_GRANT_WITHIN_S + QUOTA_SLACK_S

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
 from common.config import Config
+from common.off_peak import TimeZoneMissingError, is_open
 from deploy.errors import LaunchError
 
 NCBI_HOST: Final = "eutils.ncbi.nlm.nih.gov"
@@ -18,9 +20,12 @@ def check_service(config: Config) -> list[str]:
     """Warnings, one line each, about a run on NCBI's own service; none for other servers.
 
     Raises:
-        LaunchError: the run has no quota, which NCBI answers by blocking the address.
+        LaunchError: the run has no quota, which NCBI answers by blocking the address; or it has hours that this machine
+            cannot tell.
     """
     search = config.search
+    if search.quota is not None and search.quota.off_peak:
+        _check_hours()
     if search.engine != "pubmed" or urlsplit(search.url or "").hostname != NCBI_HOST:
         return []
     has_key = bool(search.api_key_env and os.environ.get(search.api_key_env, "").strip())
@@ -37,3 +42,10 @@ def check_service(config: Config) -> list[str]:
         asked = f"{search.quota.requests} requests per {search.quota.window_s:g} s"
         warnings.append(f"search.quota allows {asked}, NCBI {allowed} per second {key} unless agreed otherwise")
     return warnings
+
+
+def _check_hours() -> None:
+    try:
+        is_open(datetime.now(UTC))
+    except TimeZoneMissingError as error:
+        raise LaunchError(f"search.quota.off_peak: {error}") from None

@@ -257,7 +257,9 @@ async def test_nothing_is_granted_outside_the_hours(keys_dir: Path) -> None:
     broker = RunningBroker(keys_dir, BrokerSettings(epoch=1, heartbeat_s=0.1, quota=(5, 0.1, 0.1)), hours=closed)
     try:
         async with peer(broker.endpoint, keys_dir, "rewarder") as client:
+            client.pause = lambda: closed[0][1]
             waiting = asyncio.create_task(hold_slot(client))
+            await status_when(client, lambda status: status.peers[0].status.waits_for == "better hours")
             status = await status_when(client, lambda status: status.quota_waits_for == "better hours")
             await asyncio.sleep(0.5)
             assert not waiting.done()
