@@ -1,14 +1,17 @@
 """The service of `benchmarks.quota`: stamps what arrives, enforces the limit, answers late.
 
-A request's way: its first byte is read here; it travels on for a while (the network); it is stamped with the monotonic
-clock and counted (the gateway: this is the arrival); it is worked on; its answer travels back. One counter decides what
-is admitted and what `Remaining` says, or all three: then a request is refused that one of them refuses.
+A request's way: its first byte is read here and stamped with the monotonic clock; it travels on for a while (the
+network), which makes its time of arrival; it is counted (the gateway), in the order of arrival; it is worked on; its
+answer travels back. Travel is added to the stamp, not measured after a timer: a busy machine is no part of the network.
+One counter decides what is admitted and what `Remaining` says, or all three: then what one of them refuses is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import heapq
+import itertools
 import random
 import time
 from collections import Counter
@@ -74,25 +77,36 @@ class Service:
         self.rng = random.Random(settings.seed)
         names = list(COUNTERS) if settings.counter == "all" else [settings.counter]
         self._counters = {name: COUNTERS[name](settings.limit, settings.window_s) for name in names}
+        self._numbers = itertools.count()
+        self._travelling: list[tuple[int, int, asyncio.Future[tuple[bool, int]]]] = []  # a heap: arrival in ns, number
 
-    async def answer(self) -> bytes:
+    async def answer(self, began_ns: int) -> bytes:
         """Take one request from its first byte to its answer."""
-        began, settings, rng = time.monotonic(), self.settings, self.rng
+        settings, rng = self.settings, self.rng
         stall = rng.uniform(0.3, 1.5) if rng.random() < settings.stalls else 0.0
         late_there = rng.random() < 0.5
-        await asyncio.sleep(settings.there_s + rng.expovariate(1 / settings.jitter_s) + stall * late_there)
-        admitted, remaining = self._count()
+        travel_s = settings.there_s + rng.expovariate(1 / settings.jitter_s) + stall * late_there
+        admitted, remaining = await self._arrive(began_ns + round(1e9 * travel_s))
         if admitted:
             work_s = settings.work_s + rng.lognormvariate(settings.work_mu, settings.work_sigma)
             await asyncio.sleep(work_s + stall * (not late_there))
         await asyncio.sleep(settings.back_s + rng.expovariate(1 / settings.jitter_s))
         if admitted:
-            self.tally.round_trips.append(time.monotonic() - began)
+            self.tally.round_trips.append((time.monotonic_ns() - began_ns) / 1e9)
         return self._reply(admitted, remaining)
 
-    def _count(self) -> tuple[bool, int]:
-        """Stamp an arrival and decide on it; a refused request uses up nothing of any counter."""
-        now = time.monotonic_ns()
+    async def _arrive(self, at_ns: int) -> tuple[bool, int]:
+        """What the counters say of an arrival, counted when all earlier ones are."""
+        verdict: asyncio.Future[tuple[bool, int]] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._travelling, (at_ns, next(self._numbers), verdict))
+        await asyncio.sleep(max(0.0, (at_ns - time.monotonic_ns()) / 1e9))
+        while not verdict.done():
+            arrived_ns, _, earliest = heapq.heappop(self._travelling)
+            earliest.set_result(self._count(arrived_ns))
+        return verdict.result()
+
+    def _count(self, now: int) -> tuple[bool, int]:
+        """Decide on an arrival; a refused request uses up nothing of any counter."""
         self.tally.arrivals.append(now)
         after = copy.deepcopy(self._counters)
         verdicts = {name: counter.admit(now / 1e9) for name, counter in after.items()}
@@ -126,11 +140,11 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._respond())
+            self._task = asyncio.get_running_loop().create_task(self._respond(time.monotonic_ns()))
         self._buffer += data
 
-    async def _respond(self) -> None:
-        answer = await self._service.answer()  # a whole request has come long before
+    async def _respond(self, began_ns: int) -> None:
+        answer = await self._service.answer(began_ns)  # a whole request has come long before
         head, _, rest = self._buffer.partition(b"\r\n\r\n")
         lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
         self._buffer = rest[int(lengths[0].split(b":")[1]) :]

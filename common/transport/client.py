@@ -50,6 +50,12 @@ class QuotaSlot:
         self._taken_at = time.monotonic()
         self._given_back = False
 
+    def sent(self) -> None:
+        """The request is about to be written. Where this is not called, it was when the slot was had."""
+        now = time.monotonic()
+        self._age_s += now - self._taken_at
+        self._taken_at = now
+
     def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
         """The upstream's answer has begun to arrive: the slot cools down from now on. Counts once.
 

@@ -35,7 +35,7 @@ from rewarders.engines.base import (
 )
 from rewarders.engines.ctgov_reply import MAX_PAGE_SIZE, RATE_LIMIT_WAIT_S, Page, read_page, read_version
 from rewarders.engines.eutils_reply import Undecided
-from rewarders.engines.permits import Permit, head_arrived, unlimited
+from rewarders.engines.permits import Permit, head_arrived, sending_trace, unlimited
 
 CTGOV_URL: Final = "https://clinicaltrials.gov"
 _API_FOLDER: Final = "/api/v2"
@@ -125,6 +125,7 @@ class CtGovEngine(SearchEngine):
             timeout=timeout,
             headers={"User-Agent": self._settings.user_agent, "Accept": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[sending_trace()],
             middlewares=(_never_send_twice,),
         )
 
@@ -214,7 +215,8 @@ class CtGovEngine(SearchEngine):
             sent_at = time.monotonic()
             self.requests_sent += 1
             try:
-                async with self._session.get(url, params=parameters, allow_redirects=False) as response:
+                sending = self._session.get(url, params=parameters, allow_redirects=False, trace_request_ctx=slot)
+                async with sending as response:
                     head_arrived(slot, response.status, response.headers, RATE_LIMIT_WAIT_S)
                     body = await self._read_body(response)
             except TimeoutError:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
 from typing import Final, Protocol
+
+import aiohttp
 
 from rewarders.engines.base import EngineThrottled, EngineUnavailable
 from rewarders.engines.eutils_reply import DEFAULT_RETRY_AFTER_S, retry_after_seconds
@@ -14,6 +17,9 @@ _MAX_RATE: Final = 1_000_000
 
 class Slot(Protocol):
     """A grant to send one request."""
+
+    def sent(self) -> None:
+        """Called right before the request's bytes go to the kernel; the last call counts."""
 
     def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
         """Called at the first bytes of the reply: from here on the slot may be counted as used up.
@@ -32,6 +38,9 @@ Permit = Callable[[], AbstractAsyncContextManager[Slot]]
 
 
 class _FreeSlot:
+    def sent(self) -> None:
+        pass
+
     def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
         pass
 
@@ -46,6 +55,23 @@ class _FreeSlot:
 async def unlimited() -> AsyncIterator[Slot]:
     """The permit of an engine without a quota."""
     yield _FreeSlot()
+
+
+def sending_trace() -> aiohttp.TraceConfig:
+    """For sessions whose requests are made with `trace_request_ctx=slot`: tells the slot when they are written.
+
+    Between the grant and that moment may lie a connection to open, or other work of the process.
+    """
+
+    async def written(_session: aiohttp.ClientSession, context: SimpleNamespace, _parameters: object) -> None:
+        slot: Slot | None = context.trace_request_ctx
+        if slot is not None:
+            slot.sent()
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_headers_sent.append(written)
+    trace.on_request_chunk_sent.append(written)
+    return trace
 
 
 def head_arrived(

@@ -25,7 +25,7 @@ from rewarders.engines.base import (
     SearchResult,
 )
 from rewarders.engines.eutils_reply import PUBMED_MAX_IDS, Undecided, read_reply
-from rewarders.engines.permits import Permit, body_refused, head_arrived, unlimited
+from rewarders.engines.permits import Permit, body_refused, head_arrived, sending_trace, unlimited
 
 NCBI_URL: Final = "https://eutils.ncbi.nlm.nih.gov"
 _EUTILS_FOLDER: Final = "/entrez/eutils"
@@ -88,6 +88,7 @@ class PubMedEngine(SearchEngine):
             timeout=timeout,
             headers={"User-Agent": f"{self._settings.tool} (asynchronous search client)"},
             cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[sending_trace()],
         )
 
     async def close(self) -> None:
@@ -144,7 +145,8 @@ class PubMedEngine(SearchEngine):
             sent_at = time.monotonic()
             self.requests_sent += 1
             try:
-                async with self._session.post(self._url, data=form, allow_redirects=False) as response:
+                sending = self._session.post(self._url, data=form, allow_redirects=False, trace_request_ctx=slot)
+                async with sending as response:
                     head_arrived(slot, response.status, response.headers)
                     body = await self._read_body(response)
             except TimeoutError:

@@ -54,6 +54,8 @@ async def test_connections_are_limited_and_nobody_waits_for_one_with_a_permit(ct
         return good(query)  # type: ignore[return-value]
 
     class Counter:
+        def sent(self) -> None: ...
+
         def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
             pass
 
@@ -75,6 +77,8 @@ async def test_every_page_takes_a_permit_of_its_own(ctgov: FakeCtGov) -> None:
     events: list[str] = []
 
     class Recorder:
+        def sent(self) -> None: ...
+
         def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
             events.append("replied")
 
@@ -94,6 +98,8 @@ async def test_every_page_takes_a_permit_of_its_own(ctgov: FakeCtGov) -> None:
 
 async def test_waiting_for_a_permit_does_not_use_up_the_deadline(ctgov: FakeCtGov) -> None:
     class Silent:
+        def sent(self) -> None: ...
+
         def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
             pass
 

@@ -200,6 +200,8 @@ async def test_permit_surrounds_every_request_and_hears_of_the_reply(ncbi: FakeN
     events: list[str] = []
 
     class Recorder:
+        def sent(self) -> None: ...
+
         def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
             events.append("replied")
 
@@ -220,6 +222,8 @@ async def test_permit_surrounds_every_request_and_hears_of_the_reply(ncbi: FakeN
 
 async def test_waiting_for_a_permit_does_not_use_up_the_deadline(ncbi: FakeNcbi) -> None:
     class Silent:
+        def sent(self) -> None: ...
+
         def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
             pass
 
