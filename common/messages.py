@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a rewarder never sees an array, and starts faster without n
 MAX_SAMPLES = 4096  # samples in one group
 MAX_TOKENS = 1 << 20  # tokens in one sample
 MAX_TICKETS = 4096  # tickets in one submission
+MAX_RETRY_AFTER_S = 60.0  # a service that asks for longer is asked again then
 
 Role = Literal["learner", "actor", "rewarder", "monitor"]
 StageName = Literal["rollout", "score", "train"]
@@ -31,6 +32,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=128)]
 Text = Annotated[str, Meta(max_length=1 << 22)]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
+Rate = Annotated[int, Meta(ge=0, le=1_000_000)]
 
 FinalScore = Scored | InvalidOutput  # what may be trained on; an `Unavailable` releases the group instead
 Payload = Sequence[bytes | memoryview]
@@ -233,10 +235,25 @@ class SlotRequest(Struct, frozen=True, tag="slot_request", forbid_unknown_fields
 
 
 class SlotReplied(Struct, frozen=True, tag="slot_replied", forbid_unknown_fields=True):
-    """The upstream has answered the request that slot was granted for (or it failed for good)."""
+    """The upstream has answered the request that slot was granted for, or none was sent (`unused`).
+
+    What else is known of the answer: see `common.quota.Reply`.
+    """
 
     slot: Count
     grant: Count
+    limit: Rate | None = None
+    remaining: Rate | None = None
+    sent_after_s: Seconds | None = None
+    took_s: Seconds | None = None
+    unused: bool = False
+
+
+class SlotThrottled(Struct, frozen=True, tag="slot_throttled", forbid_unknown_fields=True):
+    """The upstream asks to be left alone for so long; `refused`: it turned a request away for the quota."""
+
+    retry_after_s: Annotated[float, Meta(ge=0, le=MAX_RETRY_AFTER_S)]
+    refused: bool = True
 
 
 class StatusRequest(Struct, frozen=True, tag="status_request", forbid_unknown_fields=True):
@@ -248,7 +265,18 @@ class Bye(Struct, frozen=True, tag="bye", forbid_unknown_fields=True):
 
 
 ToBroker = (
-    Hello | Serve | Heartbeat | Submit | Complete | Release | Announce | SlotRequest | SlotReplied | StatusRequest | Bye
+    Hello
+    | Serve
+    | Heartbeat
+    | Submit
+    | Complete
+    | Release
+    | Announce
+    | SlotRequest
+    | SlotReplied
+    | SlotThrottled
+    | StatusRequest
+    | Bye
 )
 
 
@@ -284,12 +312,17 @@ class StateUpdate(Struct, frozen=True, tag="state", forbid_unknown_fields=True):
 
 
 class SlotGrant(Struct, frozen=True, tag="slot_grant", forbid_unknown_fields=True):
-    """Slot `slot` may be used for request `request`, within `use_within_s` of its receipt."""
+    """Slot `slot` may be used for request `request`, within `use_within_s` of the grant.
+
+    `waited_s`: how long the request waited at the broker. The peer cannot see the broker's clock; that the grant is at
+    most (now - when it asked - waited_s) old, it can.
+    """
 
     request: Count
     slot: Count
     grant: Count
     use_within_s: Seconds
+    waited_s: Seconds
 
 
 class StageStatus(Struct, frozen=True, forbid_unknown_fields=True):
@@ -320,6 +353,9 @@ class StatusReply(Struct, frozen=True, tag="status", forbid_unknown_fields=True)
     slots_in_use: Count
     slots_granted: Count
     rejected_frames: Count
+    slots_refused: Count = 0
+    quota_phase: str = ""
+    quota_waits_for: str = ""
 
 
 class Superseded(Struct, frozen=True, tag="superseded", forbid_unknown_fields=True):

@@ -81,12 +81,15 @@ def answerer_of(
         return sql_answerer_of(config, task)
     from deploy.search_cache import search_cache_of
     from rewarders.answerers.search import SearchAnswerer
+    from rewarders.breaker import Breaker
+    from rewarders.engines.guarded import GuardedEngine, guarded
     from rewarders.retry import Retrier, RetryPolicy
 
+    breaker = Breaker(config.search.breaker.failures, config.search.breaker.pause_s)
     retrier: Retrier = Retrier(RetryPolicy(attempts=config.search.attempts))
     return SearchAnswerer(
         task,
-        engine_of(config, permit),
+        GuardedEngine(engine_of(config, guarded(permit, breaker) if permit else None), breaker),
         sort=config.search.sort,
         cache=search_cache_of(config, fleet),
         retrier=retrier,

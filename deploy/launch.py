@@ -209,7 +209,8 @@ class LaunchedRun:
 
     async def _measure_baselines(self) -> None:
         """While the engines start."""
-        if self._own_server:  # else: thousands of requests that nobody asked for, on a quota that training needs
+        # Else: thousands of requests that nobody asked for, past the quota that training needs.
+        if self._own_server and self._config.search.quota is None:
             self._baselines = await measure_baselines(self._config, self.folder)
 
     # ------------------------------------------------------------------ display

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from common import off_peak
 from common.messages import PeerEntry, StatusReply
 
 STALLED_AFTER_S = 30.0  # without progress while waiting for something
@@ -85,7 +86,7 @@ def peer_state(peer: PeerEntry, where: str = "", pid: int | None = None) -> Role
     since_s, waits_for = status.progress_age_s, status.waits_for
     if peer.silent_s > SILENT_AFTER_S:
         state, since_s, waits_for = "silent", peer.silent_s, "a sign of life"
-    elif since_s > STALLED_AFTER_S and waits_for:
+    elif since_s > STALLED_AFTER_S and waits_for and waits_for != off_peak.WAITS_FOR:
         state = "stalled"
     return RoleState(peer.name, peer.role, state, status.phase, waits_for, since_s, peer.leases, where, pid)
 

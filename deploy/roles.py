@@ -10,17 +10,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from common.broker.server import BrokerServer
-from common.broker.service import USE_GRANT_WITHIN_S, BrokerService, BrokerSettings
+from common.broker.service import BrokerService, BrokerSettings
 from common.config import Config
+from common.off_peak import WAITS_FOR, next_open
+from common.quota import USE_GRANT_WITHIN_S
 from common.run_folder import RunFolder
 from common.tasks.from_config import task_of
 from common.transport.client import BrokerClient
 from common.transport.keys import load_run_keys
 from deploy.engines import answerer_of, permit_of
+from deploy.service_rules import check_service
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +79,9 @@ def run_broker(config: Config, keys: Path, port: int) -> None:
     """Serve as the run's broker until SIGTERM or SIGINT.
 
     Raises:
-        OSError: the port cannot be bound. KeyFileError: no keys.
+        OSError: the port cannot be bound. KeyFileError: no keys. LaunchError: as `check_service`.
     """
+    check_service(config)
     stop = stop_on_signals()
     section, quota = config.broker, config.search.quota
     hard_deadline_s = config.search.timeout_s + USE_GRANT_WITHIN_S + QUOTA_SLACK_S
@@ -87,17 +92,40 @@ def run_broker(config: Config, keys: Path, port: int) -> None:
         queue_items=section.queue_items,
         queue_bytes=section.queue_mib << 20,
         quota=(quota.requests, quota.window_s, hard_deadline_s) if quota else None,
+        quota_mode=quota.mode if quota else "strict",
         shared_bytes=config.search.cache.share_mib << 20,
     )
     service = BrokerService(settings, time.monotonic())
-    server = BrokerServer(service, load_run_keys(keys, "broker"), section.max_frame_mib << 20)
+    hours = off_peak_hours if quota and quota.off_peak else None
+    server = BrokerServer(service, load_run_keys(keys, "broker"), section.max_frame_mib << 20, hours)
     endpoint = server.bind(section.host, port)
     logger.info("broker listens at %s", endpoint)
     server.run(stop.is_set)
 
 
+def off_peak_hours() -> tuple[float, str]:
+    """Seconds until NCBI's hours for large jobs begin (0: they have), and what to call the wait.
+
+    Raises:
+        TimeZoneMissingError: this machine cannot tell US Eastern time.
+    """
+    now = datetime.now(UTC)
+    return (next_open(now) - now).total_seconds(), WAITS_FOR
+
+
+def _why_paused() -> str:
+    closed_s, why = off_peak_hours()
+    return why if closed_s > 0 else ""
+
+
 def run_rewarder(config: Config, keys: Path, endpoint: str, name: str | None) -> None:
-    """Score groups until the run is finished or SIGTERM asks to drain."""
+    """Score groups until the run is finished or SIGTERM asks to drain.
+
+    Raises:
+        LaunchError: the config would send without a quota to a service that asks for one.
+    """
+    for warning in check_service(config):
+        logger.warning(warning)
     asyncio.run(_rewarder(config, keys, endpoint, peer_name("rewarder", name)))
 
 
@@ -108,6 +136,8 @@ async def _rewarder(config: Config, keys: Path, endpoint: str, name: str) -> Non
     client = BrokerClient(endpoint, load_run_keys(keys, "rewarder"), "rewarder", name)
     await client.start()
     task = task_of(config)
+    if config.search.quota and config.search.quota.off_peak:
+        client.pause = _why_paused
     try:
         async with answerer_of(config, task, permit_of(config, client), client.shared) as answerer:
             rewarder = Rewarder(client, Scorer(task, answerer), config.rewarder.concurrent_groups)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from typing import Final
-from urllib.parse import urlsplit
 
 from common.config import Config
 from common.data.rows import read_requests
@@ -12,8 +10,6 @@ from common.tasks import Task
 from common.tasks.from_config import task_of
 from deploy.errors import LaunchError
 
-NCBI_HOSTS: Final = ("eutils.ncbi.nlm.nih.gov",)
-KEYLESS_PER_S: Final = 3  # https://www.ncbi.nlm.nih.gov/books/NBK25497/
 PUBMED_MOST_IDS: Final = 9_999  # that one search gives: https://www.ncbi.nlm.nih.gov/books/NBK25499/#chapter4.ESearch
 
 
@@ -31,26 +27,6 @@ def check_values(config: Config) -> None:
     except ValueError as error:
         raise LaunchError(str(error)) from None
     _check_engine(config, task)
-
-
-def check_manners(config: Config) -> None:
-    """What NCBI asks of those who use its service: an address, a quota, and a key for more than 3 requests a second.
-
-    Raises:
-        LaunchError: one of them is missing.
-    """
-    search = config.search
-    if search.engine != "pubmed" or urlsplit(search.url or "").hostname not in NCBI_HOSTS:
-        return
-    if not search.email:
-        raise LaunchError("search.email is not set: NCBI writes to it before it blocks an address; set it to yours")
-    if search.quota is None:
-        raise LaunchError("search.quota is not set: NCBI allows 10 requests per second: search.quota.requests=10")
-    if search.quota.requests > KEYLESS_PER_S * search.quota.window_s and not os.environ.get(search.api_key_env):
-        raise LaunchError(
-            f"NCBI allows more than {KEYLESS_PER_S} requests per second to those with a key only: export "
-            f"{search.api_key_env or 'NCBI_API_KEY'}, or set search.quota.requests={KEYLESS_PER_S}"
-        )
 
 
 def check_rows(config: Config) -> None:

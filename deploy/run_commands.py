@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.config import Config, load_config, to_yaml
-from deploy.run_checks import check_manners, check_rows, check_values
+from deploy.run_checks import check_rows, check_values
 from deploy.sites import LocalSite, Site
 
 Subparsers = argparse._SubParsersAction  # what add_subparsers returns; it has no public name
@@ -72,7 +72,6 @@ def _run(arguments: argparse.Namespace, connect: Callable[[], Site], engine_of: 
     if arguments.dry_run:
         print(to_yaml(config), end="")
         return 0
-    check_manners(config)
     from rich.console import Console
 
     from deploy.assets import prepare_assets
@@ -80,9 +79,13 @@ def _run(arguments: argparse.Namespace, connect: Callable[[], Site], engine_of: 
     from deploy.live_run import RunLock
     from deploy.row_check import without_unusable_rows
     from deploy.run_setup import run_folder
+    from deploy.service_rules import check_service
 
+    warnings = check_service(config)
     engine = engine_of(config)
     console = Console()
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
     console.print(f"Run [bold]{config.run.name}[/]: rollouts by [bold]{engine}[/]", highlight=False)
     config = prepare_assets(config)
     check_rows(config)

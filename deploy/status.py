@@ -32,6 +32,7 @@ STALLED, NO_ANSWER = 1, 2  # exit statuses
 class RunStatus(msgspec.Struct, frozen=True):
     """What `--json` prints. `stages` by name; `quota` is None where the run has none.
 
+    `quota_waits_for`: what has to happen before a request is granted; "" where nothing has to.
     `launched`: a launcher holds the run; only then the roles that do not report to the broker are known.
     """
 
@@ -42,6 +43,8 @@ class RunStatus(msgspec.Struct, frozen=True):
     roles: list[RoleState]
     stages: dict[str, dict[str, int]] = {}
     quota: dict[str, float] | None = None
+    quota_phase: str = ""
+    quota_waits_for: str = ""
     rejected_frames: int = 0
 
     @property
@@ -98,6 +101,8 @@ async def ask(folder: RunFolder, endpoint: str | None = None) -> RunStatus:
         roles=merge(launched, reply),
         stages={name: msgspec.structs.asdict(stage) for name, stage in reply.stages.items()},
         quota=_quota(config, reply),
+        quota_phase=reply.quota_phase,
+        quota_waits_for=reply.quota_waits_for,
         rejected_frames=reply.rejected_frames,
     )
 
@@ -127,6 +132,7 @@ def _quota(config: Config, reply: StatusReply) -> dict[str, float] | None:
         "window_s": quota.window_s,
         "in_use": reply.slots_in_use,
         "granted": reply.slots_granted,
+        "refused": reply.slots_refused,
     }
 
 
@@ -144,12 +150,12 @@ def print_status(status: RunStatus, console: Console) -> None:
         return
     console.print(_stages_table(status.stages))
     if status.quota is not None:
-        console.print(
-            Text(
-                f"quota: {status.quota['in_use']:.0f} of {status.quota['requests']:.0f} slots in use, "
-                f"{status.quota['granted']:.0f} requests granted"
-            )
-        )
+        figures = {name: f"{value:.0f}" for name, value in status.quota.items()}
+        used = f"{figures['in_use']} of {figures['requests']} slots in use"
+        told = f"{figures['granted']} requests granted, {figures['refused']} refused by the service"
+        console.print(Text(f"quota ({status.quota_phase}): {used}, {told}"))
+    if status.quota_waits_for:
+        console.print(Text(f"the quota waits for {status.quota_waits_for}", style="yellow"))
     for role in status.troubled:
         console.print(Text(plain(f"{role.name} is {role.state}: {role.trouble}"), style="yellow"))
 

@@ -23,6 +23,9 @@ MAX_FRAMES = m.MAX_TICKETS + 2  # identity, message, payload
 DRAIN_AT_ONCE = 64  # messages handled between two looks at what is due
 RECEIVE_AHEAD = 256  # messages of one peer that libzmq holds before it stops reading from its connection
 SEND_AHEAD = 4 * MAX_CREDIT  # messages to one peer that libzmq holds before the peer counts as unreachable
+QuotaHours = Callable[
+    [], tuple[float, str]
+]  # seconds for which the quota stays closed (0: open), and what it waits for
 LAST = int(zmq.NOBLOCK)  # as plain numbers: arithmetic with flags takes longer than sending
 MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 UNREAD_FOR_S = 60  # a connection whose other end takes nothing for so long is closed (Linux)
@@ -36,10 +39,19 @@ class BrokerServer:
     number of parts of a message, nor their sum, and hands a message over when all of it is there: a peer with a key
     of the run could fill memory with one endless message. What is bounded here is what such a message costs after
     that: parts beyond the limits are dropped one by one, unread, and the message is a bad frame.
+
+    quota_hours: asked before slots are granted; None: at all hours.
     """
 
-    def __init__(self, service: BrokerService, keys: RunKeys, max_frame_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        service: BrokerService,
+        keys: RunKeys,
+        max_frame_bytes: int = 64 << 20,
+        quota_hours: QuotaHours | None = None,
+    ) -> None:
         self._service = service
+        self._quota_hours = quota_hours
         self._roles = {key: cast(m.Role, name) for name, key in keys.public.items() if name != "broker"}
         self.dropped_messages = 0
         self._max_message_bytes = 4 * max_frame_bytes  # the largest part comes in two of four frames of a rollout
@@ -79,6 +91,8 @@ class BrokerServer:
                 for _ in range(DRAIN_AT_ONCE):
                     if not self._receive():
                         break
+                if self._quota_hours is not None:
+                    self._service.keep_quota_closed(*self._quota_hours(), time.monotonic())
                 self._send_all(self._service.tick(time.monotonic()))
         finally:
             self.close()
@@ -158,3 +172,4 @@ class BrokerServer:
             except zmq.ZMQError as error:
                 logger.debug("cannot send %s to %s: %s", type(message).__name__, peer, error)
                 self._service.unreachable(peer)
+                self._service.undelivered(message, time.monotonic())

@@ -24,13 +24,14 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from common import cache_messages as c
 from common import messages as m
+from common.adaptive_quota import AdaptivePool
 from common.broker.conduct import Conduct
 from common.broker.sharing import Sharing
-from common.quota import SlotPool
+from common.quota import USE_GRANT_WITHIN_S, Reply, SlotPool
 from common.shared_cache import SharedCache
 from common.stages import Offer, Stage
 
@@ -48,7 +49,7 @@ MAX_SLOT_REQUESTS = 4096  # of one peer, waiting
 MAX_PEERS = 4096  # peers remembered, well-behaved or not; the longest silent is forgotten first
 STATUS_EVERY_S = 0.05  # requests for the status that come closer together are answered together
 SHARED_PROMISE_S = 15.0  # who fetches a search result for all says within this time that it still does
-USE_GRANT_WITHIN_S = 0.5  # a granted slot that its worker did not use by then must not be used any more
+RENEW_CLOSURE_S = 1.0  # a quota that is kept closed opens by itself so long after it was last told to stay closed
 
 
 class Outgoing(NamedTuple):
@@ -75,7 +76,8 @@ class _Peer:
 
 @dataclass(frozen=True)
 class BrokerSettings:
-    """Bounds and times of a broker. `quota` is (requests, window in s, hard deadline in s) or None.
+    """Bounds and times of a broker. `quota` is (requests, window in s, hard deadline in s) or None; `quota_mode` which
+    guarantee it has (`common.quota`, `common.adaptive_quota`).
 
     `epoch` tells brokers of one run apart: the time of its start in milliseconds since 1970. A client's queued answers
     to an earlier broker can reach this one, so the lease numbers of two brokers must not meet: they count up from
@@ -88,6 +90,7 @@ class BrokerSettings:
     queue_items: int = 100_000
     queue_bytes: int = 2 << 30
     quota: tuple[int, float, float] | None = None
+    quota_mode: Literal["strict", "adaptive"] = "strict"
     bad_frames_allowed: int = 8
     ban_s: float = 60.0
     shared_bytes: int = 256 << 20
@@ -107,7 +110,8 @@ class BrokerService:
             name: Stage(name, settings.lease_s, settings.queue_items, settings.queue_bytes, settings.first_lease)
             for name in NEXT_STAGE
         }
-        self.slots = SlotPool(*settings.quota, now=now) if settings.quota else None
+        self.slots = _slot_pool(settings, now)
+        self._quota_waits_for = ("", float("-inf"))  # why it is kept closed, and until when
         self.sharing = Sharing(SharedCache(SHARED_PROMISE_S, settings.shared_bytes), now)
         self.state: m.RunState | None = None
         self.conduct = Conduct(settings.bad_frames_allowed, settings.ban_s, settings.heartbeat_s, MAX_PEERS)
@@ -134,6 +138,8 @@ class BrokerService:
                 return [Outgoing(peer, m.Who())] if self.conduct.may_ask((role, peer), now) else []
             known.last_seen = now
             self._peers.move_to_end(peer)
+            if self.slots is not None:
+                self.slots.heard(peer)
             return self._dispatch(peer, known, message, payload, now)
         except m.MessageError as error:
             return self.bad_frame(peer, role, str(error), now)
@@ -168,6 +174,11 @@ class BrokerService:
         """Nothing can be sent to a peer: it is gone, or it does not read. Its work goes to others."""
         self._forget(peer)
 
+    def undelivered(self, message: m.FromBroker | c.CacheFromBroker, now: float) -> None:
+        """A message was not sent at all: a slot that it grants will not be used."""
+        if isinstance(message, m.SlotGrant) and self.slots is not None:
+            self.slots.replied(message.slot, message.grant, now, Reply(unused=True))
+
     def tick(self, now: float) -> list[Outgoing]:
         """What is due: leases expire, silent peers are forgotten, work, slots and statuses go out.
 
@@ -181,6 +192,13 @@ class BrokerService:
                 break
             self._forget(peer)  # all it held has expired: give it nothing more before it is heard of again
         return [*self._assign(now), *self._grant_slots(now), *self._answer_status(now), *self._share(now)]
+
+    def keep_quota_closed(self, for_s: float, why: str, now: float) -> None:
+        """Grant no slot for now; to be said again within `RENEW_CLOSURE_S`, however long it lasts (`for_s`)."""
+        if self.slots is not None and for_s > 0:
+            until = now + min(for_s, RENEW_CLOSURE_S)
+            self.slots.close(until)
+            self._quota_waits_for = (why, until)
 
     def next_event(self) -> float | None:
         """When `tick` has something to do by itself, apart from forgetting silent peers, which is not urgent."""
@@ -261,11 +279,15 @@ class BrokerService:
                 return self._announce(peer, state)
             case m.SlotRequest(request):
                 self._require(known, "rewarder", message)
-                self._request_slot(peer, request)
-            case m.SlotReplied(slot, grant):
+                self._request_slot(peer, request, now)
+            case m.SlotReplied():
                 self._require(known, "rewarder", message)
-                if self.slots is not None and self.slots.worker_of(slot) == peer:
-                    self.slots.replied(slot, grant, now)
+                self._slot_replied(peer, message, now)
+            case m.SlotThrottled(retry_after_s, refused):
+                self._require(known, "rewarder", message)
+                if self.slots is not None:
+                    self.slots.throttled(retry_after_s, now, refused)
+                    self._quota_waits_for = ("the service, which asked for a pause", now + retry_after_s)
             case c.CacheGet() | c.CachePut() | c.CacheFailed() | c.CacheRenew():
                 self._require(known, "rewarder", message)
                 self.sharing.handle(peer, message, payload, now)
@@ -340,12 +362,18 @@ class BrokerService:
         for name, leases in by_stage.items():
             self.stages[name].renew(peer, leases, heartbeat.newest_seen.get(name, 0), now)
 
-    def _request_slot(self, peer: str, request: int) -> None:
+    def _request_slot(self, peer: str, request: int, now: float) -> None:
         if self.slots is None:
             raise m.MessageError("this run has no quota: search.quota is not set")
         if self.slots.waiting_of(peer) >= MAX_SLOT_REQUESTS:
             raise m.MessageError(f"{MAX_SLOT_REQUESTS} slot requests wait already: wait for their answers")
-        self.slots.request(peer, request)
+        self.slots.request(peer, request, now)
+
+    def _slot_replied(self, peer: str, message: m.SlotReplied, now: float) -> None:
+        if self.slots is None or self.slots.worker_of(message.slot) != peer:
+            return
+        reply = Reply(message.limit, message.remaining, message.sent_after_s, message.took_s, message.unused)
+        self.slots.replied(message.slot, message.grant, now, reply)
 
     # ------------------------------------------------------------------ what goes out
 
@@ -363,8 +391,8 @@ class BrokerService:
         if self.slots is None:
             return []
         return [
-            Outgoing(granted.worker, m.SlotGrant(granted.request, granted.slot, granted.grant, USE_GRANT_WITHIN_S))
-            for granted in self.slots.grant(now)
+            Outgoing(slot.worker, m.SlotGrant(slot.request, slot.slot, slot.grant, USE_GRANT_WITHIN_S, slot.waited_s))
+            for slot in self.slots.grant(now)
         ]
 
     def _share(self, now: float) -> list[Outgoing]:
@@ -403,4 +431,14 @@ class BrokerService:
             self.slots.in_use if self.slots else 0,
             self.slots.granted if self.slots else 0,
             self.rejected_frames,
+            self.slots.refused if self.slots else 0,
+            self.slots.phase(now) if self.slots else "",
+            self._quota_waits_for[0] if now < self._quota_waits_for[1] else "",
         )
+
+
+def _slot_pool(settings: BrokerSettings, now: float) -> SlotPool | None:
+    if settings.quota is None:
+        return None
+    pool = AdaptivePool if settings.quota_mode == "adaptive" else SlotPool
+    return pool(*settings.quota, now=now, first_grant=settings.first_lease)

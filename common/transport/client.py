@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from functools import partial
 
 import zmq
 import zmq.asyncio
@@ -24,6 +23,8 @@ from common.transport.keys import RunKeys, secure_client
 from common.transport.shared_results import SharedResults
 
 logger = logging.getLogger(__name__)
+
+CLOCK_DRIFT = 2e-4  # by which two hosts' monotonic clocks may differ in speed; ten times what quartz does
 
 
 class BrokerUnreachableError(ConnectionError):
@@ -39,17 +40,53 @@ class Assignment:
 
 
 class QuotaSlot:
-    """Permission for one upstream request."""
+    """Permission for one upstream request, to be sent at once.
 
-    def __init__(self, give_back: Callable[[], None]) -> None:
-        self._give_back = give_back
+    age_s: how long ago it was granted, at most.
+    """
+
+    def __init__(self, grant: m.SlotGrant, send: Callable[[m.ToBroker], None], age_s: float = 0.0) -> None:
+        self._grant = grant
+        self._send = send
+        self._age_s = age_s
+        self._taken_at = time.monotonic()
         self._given_back = False
 
-    def replied(self) -> None:
-        """The upstream's answer has begun to arrive: the slot cools down from now on. Counts once."""
+    def sent(self) -> None:
+        """The request is about to be written. Where this is not called, it was when the slot was had."""
+        now = time.monotonic()
+        self._age_s += now - self._taken_at
+        self._taken_at = now
+
+    def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
+        """The upstream's answer has begun to arrive: the slot cools down from now on. Counts once.
+
+        limit, remaining: its X-RateLimit headers.
+        """
+        took_s = time.monotonic() - self._taken_at
+        self._give_back(m.SlotReplied(self._grant.slot, self._grant.grant, limit, remaining, self._age_s, took_s))
+
+    def throttled(self, retry_after_s: float, refused: bool = True) -> None:
+        """The upstream asks to be left alone: tell the whole fleet. refused: it turned the request away."""
+        self._send(m.SlotThrottled(min(max(retry_after_s, 0.0), m.MAX_RETRY_AFTER_S), refused))
+
+    def unused(self) -> None:
+        """Nothing was sent under this slot, and nothing will be."""
+        self._give_back(m.SlotReplied(self._grant.slot, self._grant.grant, unused=True))
+
+    def _give_back(self, message: m.SlotReplied) -> None:
         if not self._given_back:
             self._given_back = True
-            self._give_back()
+            self._send(message)
+
+
+@dataclass
+class _SlotWaiter:
+    """Somebody who waits for a slot: asked under `number` at `asked_at` (monotonic seconds)."""
+
+    number: int
+    asked_at: float
+    granted: asyncio.Future[m.SlotGrant]
 
 
 class BrokerClient:
@@ -82,6 +119,7 @@ class BrokerClient:
         self._capacity: dict[m.StageName, int] = {}
         self._held: dict[m.LeaseRef, None] = {}
         self._newest_seen: dict[m.StageName, int] = {}
+        self.pause: Callable[[], str] = str  # what everything waits for at the moment; "" for nothing
         self._status = m.PeerStatus()
         self._progress_at = time.monotonic()
         self._broker_epoch: int | None = None
@@ -89,9 +127,9 @@ class BrokerClient:
         self._said_hello_at = 0.0
         self._state_changed = asyncio.Condition()
         self._status_waiters: list[asyncio.Future[m.StatusReply]] = []
-        self._slot_waiters: dict[int, asyncio.Future[m.SlotGrant]] = {}
+        self._slot_waiters: dict[int, _SlotWaiter] = {}
         self.shared = SharedResults(self._send)
-        self._request_numbers = itertools.count()
+        self._request_numbers = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -214,23 +252,41 @@ class BrokerClient:
         its slot is left to the broker's hard deadline.
         """
         while True:
-            grant, use_before = await self._acquire_slot()
-            slot = QuotaSlot(partial(self._send, m.SlotReplied(grant.slot, grant.grant)))
-            if time.monotonic() < use_before:
+            slot = await self._acquire_slot()
+            if slot is not None:
                 break
-            slot.replied()  # too old to be safe to use: given back unused
         yield slot
 
-    async def _acquire_slot(self) -> tuple[m.SlotGrant, float]:
-        number = next(self._request_numbers)
-        waiter: asyncio.Future[m.SlotGrant] = asyncio.get_running_loop().create_future()
-        self._slot_waiters[number] = waiter
-        self._send(m.SlotRequest(number))
+    async def _acquire_slot(self) -> QuotaSlot | None:
+        """Wait for a grant; None where it came too late to be used safely: it is given back and another one is due.
+
+        A grant may be read long after it was given (this process was stopped, the network hung), and the broker's
+        clock is not ours. But it was given `waited_s` after the request reached the broker, which was no earlier than
+        when we asked: so its age is at most what has passed since then, less `waited_s`.
+        """
+        waiter = _SlotWaiter(0, 0.0, asyncio.get_running_loop().create_future())
+        self._ask_for_slot(waiter)
         try:
-            grant = await waiter
+            grant = await waiter.granted
+        except BaseException:
+            if waiter.granted.done() and not waiter.granted.cancelled():  # granted at the moment it was given up
+                QuotaSlot(waiter.granted.result(), self._send).unused()
+            raise
         finally:
-            self._slot_waiters.pop(number, None)
-        return grant, time.monotonic() + grant.use_within_s
+            self._slot_waiters.pop(waiter.number, None)
+        age_s = (time.monotonic() - waiter.asked_at) * (1 + CLOCK_DRIFT) - grant.waited_s
+        slot = QuotaSlot(grant, self._send, max(0.0, age_s))
+        if age_s < grant.use_within_s:
+            return slot
+        slot.unused()
+        return None
+
+    def _ask_for_slot(self, waiter: _SlotWaiter) -> None:
+        """A number is used once: a late answer to an earlier request must not pass for one to a later."""
+        self._slot_waiters.pop(waiter.number, None)
+        waiter.number, waiter.asked_at = next(self._request_numbers), time.monotonic()
+        self._slot_waiters[waiter.number] = waiter
+        self._send(m.SlotRequest(waiter.number))
 
     # ------------------------------------------------------------------ internals
 
@@ -252,7 +308,8 @@ class BrokerClient:
                 continue
             self.shared.beat()
             age = max(0.0, time.monotonic() - self._progress_at)
-            status = m.PeerStatus(self._status.phase, self._status.waits_for, age, self._status.counters)
+            waits_for = self.pause() or self._status.waits_for
+            status = m.PeerStatus(self._status.phase, waits_for, age, self._status.counters)
             self._send(m.Heartbeat(tuple(self._held), dict(self._newest_seen), status))
 
     async def _reconnect_loop(self) -> None:
@@ -291,10 +348,10 @@ class BrokerClient:
                     self._hello()
             case m.SlotGrant(request):
                 waiter = self._slot_waiters.get(request)
-                if waiter is None or waiter.done():
-                    self._send(m.SlotReplied(message.slot, message.grant))
+                if waiter is None or waiter.granted.done():
+                    QuotaSlot(message, self._send).unused()
                 else:
-                    waiter.set_result(message)
+                    waiter.granted.set_result(message)
             case c.CacheValue() | c.CacheFetch() | c.CacheWait():
                 self.shared.handle(message, payload)
             case m.StatusReply():
@@ -317,8 +374,9 @@ class BrokerClient:
         self._held.clear()
         self._newest_seen.clear()
         self.shared.welcomed()
-        for number in self._slot_waiters:
-            self._send(m.SlotRequest(number))
+        for waiter in list(self._slot_waiters.values()):
+            if not waiter.granted.done():
+                self._ask_for_slot(waiter)
         if welcome.state is not None and self._role != "learner":
             await self._set_state(welcome.state)
         if self._on_connect is not None:

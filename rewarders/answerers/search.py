@@ -72,6 +72,7 @@ class SearchAnswerer(Answerer):
         return {
             **{f"cache_{name}": float(value) for name, value in stats.items()},
             "retries": float(self.retrier.retries),
+            **self.engine.counters(),
         }
 
     async def _data_version(self) -> str:

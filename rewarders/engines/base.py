@@ -80,6 +80,10 @@ class EngineUnavailable(Exception):  # noqa: N818 (the name of the verdict)
         self.retry_after_s = retry_after_s
 
 
+class EngineThrottled(EngineUnavailable):
+    """The engine works, and refuses this request because there were too many: come back after `retry_after_s`."""
+
+
 class EngineMisconfigured(EngineUnavailable):
     """The engine refuses every request because of how it is called (key, address): retrying cannot help."""
 
@@ -110,6 +114,10 @@ class SearchEngine(ABC):
     @abstractmethod
     async def search(self, request: SearchRequest) -> SearchResult:
         """Ask once, without retries. Raises `BadQuery` or `EngineUnavailable`, nothing else."""
+
+    def counters(self) -> dict[str, float]:
+        """Figures since the start, for the status of the rewarder."""
+        return {}
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -27,7 +27,7 @@ from rewarders.engines.base import (
     SearchRequest,
     SearchResult,
 )
-from rewarders.engines.ctgov_reply import MAX_PAGE_SIZE, Page, read_page, read_version
+from rewarders.engines.ctgov_reply import MAX_PAGE_SIZE, RATE_LIMIT_WAIT_S, Page, read_page, read_version
 from rewarders.engines.http import HttpEngine, HttpSettings
 from rewarders.engines.permit import Permit, unlimited
 from rewarders.engines.verdicts import Undecided
@@ -82,6 +82,8 @@ class CtGovSettings(HttpSettings, frozen=True, kw_only=True):
 
 class CtGovEngine(HttpEngine):
     """Client of /studies and /version."""
+
+    throttled_wait_s = RATE_LIMIT_WAIT_S
 
     def __init__(self, settings: CtGovSettings | None = None, *, permit: Permit = unlimited) -> None:
         self._settings = settings or CtGovSettings()

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from rewarders.engines.base import BadQuery, EngineMisconfigured, EngineUnavailable
+from rewarders.engines.base import BadQuery, EngineMisconfigured, EngineThrottled, EngineUnavailable
 from rewarders.engines.verdicts import Undecided, retry_after_seconds
 
 MAX_PAGE_SIZE: Final = 1000
@@ -101,7 +101,7 @@ def raise_for_status(status: int, headers: Mapping[str, str], body: bytes) -> No
         return
     wait = retry_after_seconds(headers.get("Retry-After"))
     if status == 429:
-        raise EngineUnavailable("rate limit exceeded", RATE_LIMIT_WAIT_S if wait is None else wait)
+        raise EngineThrottled("rate limit exceeded", RATE_LIMIT_WAIT_S if wait is None else wait)
     if status == 403:
         reason = "access refused (HTTP 403): the service filters clients by address and User-Agent"
         raise EngineUnavailable(reason, FORBIDDEN_WAIT_S if wait is None else wait)

@@ -19,14 +19,14 @@ import msgspec
 from rewarders.engines.base import (
     BadQuery,
     EngineMisconfigured,
+    EngineThrottled,
     EngineUnavailable,
     SearchRequest,
     SearchResult,
 )
-from rewarders.engines.verdicts import Undecided, retry_after_seconds
+from rewarders.engines.verdicts import DEFAULT_RETRY_AFTER_S, Undecided, retry_after_seconds
 
 PUBMED_MAX_IDS: Final = 9999
-DEFAULT_RETRY_AFTER_S: Final = 2.0
 _MAX_DETAIL_CHARS: Final = 200
 
 # Texts of real incidents at NCBI (2025-07-04 and earlier), in lower case. Narrow on purpose: an ERROR may
@@ -101,7 +101,7 @@ def _raise_for_service_error(status: int, headers: Mapping[str, str], document: 
     lowered = error.lower() if isinstance(error, str) else ""
     if status == 429 or "rate limit" in lowered:
         wait = retry_after_seconds(headers.get("Retry-After"))
-        raise EngineUnavailable("rate limit exceeded", DEFAULT_RETRY_AFTER_S if wait is None else wait)
+        raise EngineThrottled("rate limit exceeded", DEFAULT_RETRY_AFTER_S if wait is None else wait)
     if "api key" in lowered:
         raise EngineMisconfigured("the API key is refused: correct or unset its environment variable")
     if error is not None and status == 200:

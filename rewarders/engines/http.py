@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from rewarders.engines.base import BadQuery, EngineUnavailable, SearchEngine
-from rewarders.engines.permit import Permit
-from rewarders.engines.verdicts import Undecided
+from rewarders.engines.base import BadQuery, EngineThrottled, EngineUnavailable, SearchEngine
+from rewarders.engines.permit import Permit, body_refused, head_arrived, sending_trace, unlimited
+from rewarders.engines.verdicts import DEFAULT_RETRY_AFTER_S, Undecided
 
 T = TypeVar("T")
 # (status, headers, body) -> what the answer says. Raises BadQuery, EngineUnavailable or Undecided.
@@ -72,6 +72,9 @@ class HttpEngine(SearchEngine):
             them.
     """
 
+    throttled_wait_s: ClassVar[float] = DEFAULT_RETRY_AFTER_S
+    """The pause after a 429 that names none, in seconds."""
+
     def __init__(self, settings: HttpSettings, permit: Permit, *, max_connections: int | None = None) -> None:
         self._http = settings
         self._permit = permit
@@ -93,6 +96,8 @@ class HttpEngine(SearchEngine):
             timeout=timeout,
             headers={"User-Agent": self._http.user_agent, "Accept": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
+            # Only a quota asks when a request is written, and asking takes time.
+            trace_configs=[] if self._permit is unlimited else [sending_trace()],
             middlewares=(_never_send_twice,),
         )
 
@@ -159,14 +164,19 @@ class HttpEngine(SearchEngine):
             sent_at = time.monotonic()
             self.requests_sent += 1
             try:
-                async with self._session.request(method, url, allow_redirects=False, **options) as response:
-                    slot.replied()
+                options |= {"allow_redirects": False, "trace_request_ctx": slot}
+                async with self._session.request(method, url, **options) as response:
+                    head_arrived(slot, response.status, response.headers, self.throttled_wait_s)
                     body = await self._read_body(response)
             except TimeoutError:
                 raise EngineUnavailable(f"no answer within {self._http.timeout_s:g} s") from None
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 raise _network_error(error) from None
-        answer = read(response.status, response.headers, body)
+        try:
+            answer = read(response.status, response.headers, body)
+        except EngineThrottled as error:
+            body_refused(slot, response.status, error)
+            raise
         if is_search:
             self._healthy_at = max(self._healthy_at, sent_at)
         return answer

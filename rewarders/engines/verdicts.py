@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+DEFAULT_RETRY_AFTER_S: Final = 2.0
 _RETRY_AFTER_BOUNDS_S: Final = (0.5, 60.0)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from common.data.demo_world import build_demo_world
 
 from benchmarks.rewarder_fleet import RewarderFleet
 from benchmarks.rewarder_start import heavy_imports
 from benchmarks.search_process import SearchProcess
-from common.data.demo_world import build_demo_world
 from common.data.rows import read_requests
 from rewarders.servers.traffic import ServerSettings
 

@@ -47,9 +47,14 @@ def scores(number: int) -> m.GroupScores:
 
 
 class RunningBroker:
-    def __init__(self, keys_dir: Path, settings: BrokerSettings, port: int = 0) -> None:
+    """hours: the quota is closed for hours[0][0] seconds, because of hours[0][1]."""
+
+    def __init__(
+        self, keys_dir: Path, settings: BrokerSettings, port: int = 0, hours: list[tuple[float, str]] | None = None
+    ) -> None:
         self.service = BrokerService(settings, time.monotonic())
-        self.server = BrokerServer(self.service, load_run_keys(keys_dir, "broker"))
+        quota_hours = (lambda: hours[0]) if hours else None
+        self.server = BrokerServer(self.service, load_run_keys(keys_dir, "broker"), quota_hours=quota_hours)
         self.endpoint = self.server.bind("127.0.0.1", port)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.server.run, args=(self._stop.is_set, 0.05))

@@ -203,6 +203,73 @@ async def test_the_quota_is_shared_by_all_rewarders(keys_dir: Path) -> None:
     assert all(later - earlier >= 0.3 for earlier, later in zip(sent, sent[3:], strict=False))
 
 
+async def test_a_grant_that_was_read_late_is_not_used(keys_dir: Path) -> None:
+    """A process that was stopped finds an old grant in its socket, and its clock cannot tell that it is old."""
+    broker = RunningBroker(keys_dir, BrokerSettings(epoch=1, heartbeat_s=0.1, quota=(1, 0.3, 0.2)))
+    slots = broker.service.slots
+    assert slots is not None
+    try:
+        async with peer(broker.endpoint, keys_dir, "rewarder") as client:
+            async with client.quota_slot() as slot:
+                slot.replied()
+            second = asyncio.create_task(hold_slot(client))
+            while not slots.waiting:
+                await asyncio.sleep(0.01)
+            asked_at = time.monotonic()
+            while slots.granted < 2 or time.monotonic() < asked_at + 1.2:
+                time.sleep(0.05)
+            read_late = slots.granted
+            granted_at = await second
+            assert slots.granted > read_late, "the old grant was given back, and another one asked for"
+            assert granted_at > asked_at + 1.2
+    finally:
+        await asyncio.to_thread(broker.stop)
+
+
+async def hold_slot(client: BrokerClient) -> float:
+    """When the slot was had."""
+    async with client.quota_slot() as slot:
+        had_at = time.monotonic()
+        slot.replied()
+        return had_at
+
+
+async def test_a_refusal_seen_by_one_rewarder_makes_all_wait(keys_dir: Path) -> None:
+    broker = RunningBroker(keys_dir, BrokerSettings(epoch=1, heartbeat_s=0.1, quota=(5, 0.1, 0.1)))
+    try:
+        async with (
+            peer(broker.endpoint, keys_dir, "rewarder", "one") as one,
+            peer(broker.endpoint, keys_dir, "rewarder", "two") as two,
+        ):
+            async with one.quota_slot() as slot:
+                slot.replied(limit=5, remaining=0)
+                slot.throttled(1.0)
+            status = await status_when(two, lambda status: status.slots_refused == 1)
+            assert "asked for a pause" in status.quota_waits_for
+            heard_at = time.monotonic()
+            assert await hold_slot(two) > heard_at + 0.5
+    finally:
+        await asyncio.to_thread(broker.stop)
+
+
+async def test_nothing_is_granted_outside_the_hours(keys_dir: Path) -> None:
+    closed = [(3600.0, "better hours")]
+    broker = RunningBroker(keys_dir, BrokerSettings(epoch=1, heartbeat_s=0.1, quota=(5, 0.1, 0.1)), hours=closed)
+    try:
+        async with peer(broker.endpoint, keys_dir, "rewarder") as client:
+            client.pause = lambda: closed[0][1]
+            waiting = asyncio.create_task(hold_slot(client))
+            await status_when(client, lambda status: status.peers[0].status.waits_for == "better hours")
+            status = await status_when(client, lambda status: status.quota_waits_for == "better hours")
+            await asyncio.sleep(0.5)
+            assert not waiting.done()
+            assert status.slots_granted == 0
+            closed[0] = (0.0, "")
+            await waiting
+    finally:
+        await asyncio.to_thread(broker.stop)
+
+
 def test_keys_are_private_and_their_faults_are_named(tmp_path: Path) -> None:
     create_run_keys(tmp_path / "k")
     secret = tmp_path / "k" / "actor.key"

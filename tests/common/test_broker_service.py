@@ -290,6 +290,16 @@ def test_slot_requests_are_bounded_and_only_the_holder_can_give_a_slot_back() ->
     assert broker.service.status(broker.now).slots_in_use == 0
 
 
+def test_a_grant_that_cannot_be_sent_frees_its_slot_at_once() -> None:
+    broker = Broker(BrokerSettings(epoch=1, quota=(1, 1.0, 2.0)))
+    broker.join("rewarder-gone", "rewarder-here", credit=0)
+    broker.say("rewarder-gone", m.SlotRequest(1))
+    (grant,) = [out.message for out in broker.sent["rewarder-gone"] if isinstance(out.message, m.SlotGrant)]
+    broker.service.unreachable("rewarder-gone")
+    broker.service.undelivered(grant, broker.now)
+    assert broker.say("rewarder-here", m.SlotRequest(1)) == ["SlotGrant"]
+
+
 def test_requests_for_the_status_are_answered_together() -> None:
     broker = Broker()
     broker.join("learner", "monitor", credit=0)

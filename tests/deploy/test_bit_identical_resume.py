@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from learner.checkpoint import latest_valid
 from tests.deploy.small_run import SMALL, SmallRun
 
 STEPS, KILLS = 16, 5

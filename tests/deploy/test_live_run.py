@@ -172,7 +172,7 @@ async def test_scaling_rewarders_up_and_down_and_asking_for_the_status(folder: R
         states = {role["name"]: role["state"] for role in told["roles"]}
         assert states == {"broker": "running", "learner": "starting"} | {f"rewarder-{n}": "running" for n in range(3)}
         assert all(role["pid"] == boss.roles[role["name"]].pid for role in told["roles"])
-        assert told["quota"] == {"requests": 3, "window_s": 1.0, "in_use": 0, "granted": 0}
+        assert told["quota"] == {"requests": 3, "window_s": 1.0, "in_use": 0, "granted": 0, "refused": 0}
         assert set(told["stages"]) == {"rollout", "score", "train"}
         leavers = [boss.roles["rewarder-1"], boss.roles["rewarder-2"]]
         status, output, errors = await deepretrieval("scale", run, "--rewarders", "1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common.messages import PeerEntry, PeerStatus, StageStatus, StatusReply
+from common.off_peak import WAITS_FOR
 from deploy.role_states import DEAF_AFTER_S, SERVES_WITHIN_S, SILENT_AFTER_S, Health, RoleState, RoleView
 
 
@@ -33,6 +34,11 @@ def test_waiting_without_progress_is_a_stall_and_names_what_is_waited_for() -> N
     assert state.trouble == "waits for tickets, no progress for 40 s"
     assert one_state(view(), reply(entry(waits_for="tickets", age_s=20.0))).state == "running"
     assert one_state(view(), reply(entry(age_s=400.0))).state == "running", "it is busy, with something long"
+
+
+def test_waiting_for_the_night_is_no_stall() -> None:
+    state = one_state(view("rewarder-0"), reply(entry("rewarder-0", waits_for=WAITS_FOR, age_s=4000.0)))
+    assert (state.state, state.waits_for) == ("running", "NCBI's off-peak hours (from 21:00 US Eastern)")
 
 
 def test_without_heartbeats_a_role_is_silent() -> None:

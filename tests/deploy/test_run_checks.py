@@ -9,7 +9,7 @@ import pytest
 
 from common.config import Config, load_config
 from deploy.errors import LaunchError
-from deploy.run_checks import check_manners, check_rows, check_values
+from deploy.run_checks import check_rows, check_values
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -70,26 +70,6 @@ def test_what_does_not_fit_is_refused_in_one_line(
 )
 def test_what_fits_passes(task: dict[str, object], search: dict[str, object]) -> None:
     check_values(config(task=task, search=search))
-
-
-def test_ncbi_is_not_asked_without_address_quota_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = load_config(next(path for path in CONFIGS if path.stem == "pubmed"))
-    monkeypatch.setenv("NCBI_API_KEY", "k")
-    with pytest.raises(LaunchError, match=r"search\.email is not set"):
-        check_manners(real)
-
-    def asking(**changes: object) -> Config:
-        return real.model_copy(update={"search": real.search.model_copy(update={"email": "me@here.org", **changes})})
-
-    check_manners(asking())
-    with pytest.raises(LaunchError, match=r"search\.quota is not set"):
-        check_manners(asking(quota=None))
-    monkeypatch.delenv("NCBI_API_KEY")
-    with pytest.raises(LaunchError, match="export NCBI_API_KEY"):
-        check_manners(asking())
-    assert real.search.quota is not None
-    check_manners(asking(quota=real.search.quota.model_copy(update={"requests": 3})))
-    check_manners(asking(url="http://127.0.0.1:8900", quota=None, email=None))
 
 
 def test_data_of_another_task_are_noticed(tmp_path: Path) -> None:

@@ -15,8 +15,16 @@ class Recorder:
     def __init__(self, events: list[str]) -> None:
         self._events = events
 
-    def replied(self) -> None:
+    def sent(self) -> None: ...
+
+    def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
         self._events.append("replied")
+
+    def throttled(self, retry_after_s: float, refused: bool = True) -> None:
+        self._events.append("throttled")
+
+    def unused(self) -> None:
+        self._events.append("unused")
 
 
 def recording(upstream: FakeUpstream, events: list[str]) -> Permit:

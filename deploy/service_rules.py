@@ -1,0 +1,51 @@
+"""What the public search services ask of those who use them, checked before anything is sent."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import urlsplit
+
+from common.config import Config
+from common.off_peak import TimeZoneMissingError, is_open
+from deploy.errors import LaunchError
+
+NCBI_HOST: Final = "eutils.ncbi.nlm.nih.gov"
+_PER_S_WITHOUT_KEY: Final = 3
+_PER_S_WITH_KEY: Final = 10
+
+
+def check_service(config: Config) -> list[str]:
+    """Warnings, one line each, about a run on NCBI's own service; none for other servers.
+
+    Raises:
+        LaunchError: the run has no quota, which NCBI answers by blocking the address; or it has hours that this machine
+            cannot tell.
+    """
+    search = config.search
+    if search.quota is not None and search.quota.off_peak:
+        _check_hours()
+    if search.engine != "pubmed" or urlsplit(search.url or "").hostname != NCBI_HOST:
+        return []
+    has_key = bool(search.api_key_env and os.environ.get(search.api_key_env, "").strip())
+    allowed = _PER_S_WITH_KEY if has_key else _PER_S_WITHOUT_KEY
+    key = f"with the key in {search.api_key_env}" if has_key else "without an API key"
+    if search.quota is None:
+        raise LaunchError(
+            f"{NCBI_HOST} allows {allowed} requests per second {key}: set search.quota.requests={allowed}"
+        )
+    warnings = []
+    if not search.email:
+        warnings.append("search.email is not set: NCBI blocks heavy users whom it cannot write to first")
+    if search.quota.requests > allowed * search.quota.window_s:
+        asked = f"{search.quota.requests} requests per {search.quota.window_s:g} s"
+        warnings.append(f"search.quota allows {asked}, NCBI {allowed} per second {key} unless agreed otherwise")
+    return warnings
+
+
+def _check_hours() -> None:
+    try:
+        is_open(datetime.now(UTC))
+    except TimeZoneMissingError as error:
+        raise LaunchError(f"search.quota.off_peak: {error}") from None
