@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rewarders.answerers.base import Answerer
     from rewarders.engines.base import SearchEngine
     from rewarders.engines.ctgov import CtGovSettings
-    from rewarders.engines.permit import Permit
+    from rewarders.engines.permits import Permit
     from rewarders.engines.pubmed import PubMedSettings
     from rewarders.retry import Retrier
 
@@ -22,7 +22,7 @@ def engine_of(config: Config, permit: Permit | None = None) -> SearchEngine:
     Args:
         permit: entered around every request upstream; None: no quota.
     """
-    from rewarders.engines.permit import unlimited
+    from rewarders.engines.permits import unlimited
 
     permit = permit or unlimited
     match config.search.engine:
