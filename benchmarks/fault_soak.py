@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from common.data.demo_world import build_demo_world
 
 from benchmarks.rewarder_fleet import RewarderFleet
 from benchmarks.search_process import Kind, SearchProcess
 from common.data.rows import read_requests
+from common.data.worlds.publications import build_world
 from common.scores import InvalidOutput, Score, Scored
 from common.tasks import Row
 from common.tasks.from_config import task_of
@@ -227,7 +227,7 @@ def trials_of(corpus: Path, folder: Path) -> Path:
 async def soak(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All services at once; the JSON line."""
     requests = arguments.documents // 5
-    world = build_demo_world(
+    world = build_world(
         folder / "world",
         documents=arguments.documents,
         train_requests=requests - requests // 5,

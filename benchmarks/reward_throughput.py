@@ -1,6 +1,6 @@
 """How fast does a rewarder score, and what does it make of a quota?
 
-Two parts, both against the local PubMed server in a process of its own over the demo world.
+All parts are against the local PubMed server in a process of its own over the demo world.
 
 Without quota: texts with distinct queries go through scorer, answerer, cache, retries and PubMed client, groups of 8,
 in one process; the same requests (same forms, same concurrency) are posted by a bare aiohttp loop that reads the
@@ -8,19 +8,22 @@ answers and looks at nothing. Both take turns. The server's CPU time is the same
 cores it may be what bounds them, so the CPU time of this process is reported too.
 
 With a quota: a stream of groups of 8 as a GRPO policy writes them (`benchmarks.training_stream` says where its repeats
-come from), 15 % of the samples malformed, 5 % of the groups no longer wanted when their turn comes. Requests upstream
-are counted while the rewarder works the stream off. Two other clients are counted on the same stream:
+come from; `--samples` takes those of a real run instead), 15 % of the samples malformed, 5 % of the groups no longer
+wanted when their turn comes (their leases are gone). A rewarder works the stream off and the server counts what it is
+asked. What two other clients would have asked for the same stream:
 
 * one call per sample: as often as there are samples, whatever became of them;
 * two calls per sample: the original DeepRetrieval, which asks for the count and then for the ids of every well-formed
   sample, repeated or not.
 
-Then a part of the stream goes through a real broker's quota for `--paced-seconds`. Prints one JSON line:
+Then the beginning of the stream, without the stale groups, goes through a real broker with a quota of 10 per second to
+a real rewarder process. Prints one JSON line:
 
 * `scored_per_s`, `raw_per_s`: samples and bare requests per second, medians over the rounds; `ratio`: median over the
   rounds of scored / raw of the same round; `scored_cpu_us`, `raw_cpu_us`: CPU microseconds of this process for each;
-* `samples_per_unit`, `one_call_per_sample`, `two_calls_per_sample`: samples scored in time per request upstream;
-* `stream`: the statistics of the stream; `paced`: what the real quota granted, and what was scored with it.
+* `samples_per_unit`, `one_call_per_sample`, `two_calls_per_sample`: samples scored in time per request upstream (a
+  malformed sample is scored by no request); `scored`, `units`: the samples and requests of ours;
+* `stream`: what repeats in the stream; `paced`: what the real quota granted, and what was scored with it.
 """
 
 from __future__ import annotations
@@ -39,10 +42,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from common.data.demo_world import build_demo_world
 
+from benchmarks.quota_units import paced, work_off
 from benchmarks.search_process import SearchProcess
+from benchmarks.training_stream import GROUP, StreamWriter, statistics_of, text_of
 from common.data.rows import read_requests
+from common.data.worlds.publications import build_world
 from common.tasks import Row
 from common.tasks.publication_search import PublicationSearch
 from rewarders.answerers.search import SearchAnswerer
@@ -50,8 +55,6 @@ from rewarders.engines.base import SearchRequest
 from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
 from rewarders.scoring import Scorer
 from rewarders.servers.traffic import ServerSettings
-
-GROUP = 8
 
 
 class QuerySource:
@@ -74,11 +77,6 @@ class QuerySource:
         self._made += 1
         first, second = (words[(self._made * step) % len(words)] for step in (1, 3))
         return f"({first} AND {second}) OR nothing{self._made}"
-
-
-def text_of(query: str) -> str:
-    """A well-formed answer."""
-    return f"<think>The request names these terms.</think>\n<answer>{json.dumps({'query': query})}</answer>"
 
 
 async def compare(url: str, rows: list[Row], arguments: argparse.Namespace) -> dict[str, float]:
@@ -104,7 +102,7 @@ async def compare(url: str, rows: list[Row], arguments: argparse.Namespace) -> d
                 continue
             rounds.append((*scored, *raw))
             progress(f"round {number}: scored {scored[0]:.0f}/s, raw {raw[0]:.0f}/s, ratio {scored[0] / raw[0]:.2f}")
-        assert answerer.cache.stats.misses == engine.requests_sent == GROUP * arguments.groups * (arguments.rounds + 1)
+        assert engine.requests_sent == GROUP * arguments.groups * (arguments.rounds + 1)
     scored_per_s, scored_us, raw_per_s, raw_us = (statistics.median(column) for column in zip(*rounds, strict=True))
     return {
         "scored_per_s": round(scored_per_s, 1),
@@ -167,19 +165,41 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+async def spend(url: str, rows: list[Row], folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The part with a quota."""
+    writer = StreamWriter(rows, arguments.malformed, arguments.stale, seed=0)
+    source = writer.recorded(arguments.samples) if arguments.samples else writer.generated(arguments.stream_groups)
+    groups = list(source)
+    report: dict[str, Any] = await work_off(groups, PublicationSearch(top_k=arguments.top_k), url)
+    progress(f"{report['samples_per_unit']} samples per unit")
+    report["stream"] = statistics_of(groups)
+    if arguments.paced_seconds > 0:
+        report["paced"] = await paced(groups, folder / "run", url, arguments.top_k, arguments.paced_seconds)
+    return report
+
+
 def main() -> None:
     """Measure and print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="alternations of the two loops")
+    parser.add_argument("--rounds", type=int, default=7, help="alternations of the two loops; 0 leaves them out")
     parser.add_argument("--groups", type=int, default=100, help="groups of 8 samples per round and loop")
     parser.add_argument("--concurrency", type=int, default=64, help="requests in flight")
     parser.add_argument("--top-k", type=int, default=50, help="ids asked for")
+    parser.add_argument("--stream-groups", type=int, default=3680, help="groups of the stream with a quota")
+    parser.add_argument("--samples", type=Path, help="samples.jsonl of a demo run in place of the generated stream")
+    parser.add_argument("--malformed", type=float, default=0.15, help="share of the samples")
+    parser.add_argument("--stale", type=float, default=0.05, help="share of the groups")
+    parser.add_argument("--paced-seconds", type=float, default=30.0, help="with the real quota; 0 leaves it out")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = build_demo_world(Path(folder) / "world")
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        corpus = build_world(folder / "world")
         rows = read_requests(corpus, "train")
-        with SearchProcess("pubmed", ServerSettings(corpus=corpus, cache_folder=Path(folder))) as server:
-            report = asyncio.run(compare(server.base_url, rows, arguments))
+        with SearchProcess("pubmed", ServerSettings(corpus=corpus, cache_folder=folder)) as server:
+            if arguments.rounds:
+                report |= asyncio.run(compare(server.base_url, rows, arguments))
+            report |= asyncio.run(spend(server.base_url, rows, folder, arguments))
     print(json.dumps(report))
 
 

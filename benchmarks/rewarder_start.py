@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from common.data.demo_world import build_demo_world
 
 from benchmarks.rewarder_fleet import RewarderFleet
 from benchmarks.search_process import SearchProcess
 from common.data.rows import read_requests
+from common.data.worlds.publications import build_world
 from common.tasks import Row
 from rewarders.servers.traffic import ServerSettings
 
@@ -102,7 +102,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     async def run(folder: Path) -> dict[str, Any]:
-        corpus = build_demo_world(folder / "world")
+        corpus = build_world(folder / "world")
         rows = read_requests(corpus, "train")
         with SearchProcess("pubmed", ServerSettings(corpus=corpus, cache_folder=folder)) as server:
             settings = [f"search.url={server.base_url}", "task.reasoning=false", "search.retmax=50"]

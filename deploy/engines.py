@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rewarders.cache.shared import FleetResults
     from rewarders.engines.base import SearchEngine
     from rewarders.engines.ctgov import CtGovSettings
-    from rewarders.engines.permit import Permit
+    from rewarders.engines.permits import Permit
     from rewarders.engines.pubmed import PubMedSettings
     from rewarders.engines.retrieval import RetrievalSettings
     from rewarders.retry import Retrier
@@ -49,7 +49,7 @@ def upstream_of(config: Config, permit: Permit | None = None) -> SearchEngine:
     Args:
         permit: entered around every request upstream; None: no quota.
     """
-    from rewarders.engines.permit import unlimited
+    from rewarders.engines.permits import unlimited
 
     permit = permit or unlimited
     match config.search.engine:

@@ -17,7 +17,7 @@ from rewarders.engines.base import (
     SearchRequest,
     SearchResult,
 )
-from rewarders.engines.permit import Permit, Slot
+from rewarders.engines.permits import Permit, Slot
 
 T = TypeVar("T")
 _number: ContextVar[int | None] = ContextVar("number", default=None)  # of the search that this task makes

@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from rewarders.engines.base import BadQuery, EngineThrottled, EngineUnavailable, SearchEngine
-from rewarders.engines.permit import Permit, body_refused, head_arrived, sending_trace, unlimited
+from rewarders.engines.permits import Permit, body_refused, head_arrived, sending_trace, unlimited
 from rewarders.engines.verdicts import DEFAULT_RETRY_AFTER_S, Undecided
 
 T = TypeVar("T")

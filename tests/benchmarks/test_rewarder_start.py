@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from common.data.demo_world import build_demo_world
 
 from benchmarks.rewarder_fleet import RewarderFleet
 from benchmarks.rewarder_start import heavy_imports
 from benchmarks.search_process import SearchProcess
 from common.data.rows import read_requests
+from common.data.worlds.publications import build_world
 from rewarders.servers.traffic import ServerSettings
 
 FORBIDDEN = {"torch", "vllm", "faiss", "transformers", "tokenizers", "jnius", "pyserini"}
@@ -19,7 +19,7 @@ FORBIDDEN = {"torch", "vllm", "faiss", "transformers", "tokenizers", "jnius", "p
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    return build_demo_world(folder / "world", documents=200, train_requests=20, test_requests=5)
+    return build_world(folder / "world", documents=200, train_requests=20, test_requests=5)
 
 
 async def test_a_rewarder_that_has_scored_a_group_has_imported_nothing_heavy(world: Path, tmp_path: Path) -> None:

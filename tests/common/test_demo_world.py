@@ -12,7 +12,7 @@ import pytest
 
 from common.data.beir import read_corpus, read_split
 from common.data.worlds import lexicon
-from common.data.worlds.publications import build_demo_world
+from common.data.worlds.publications import build_world
 from common.tasks import Row
 
 RETMAX = 50
@@ -49,7 +49,7 @@ class DemoWorld:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> DemoWorld:
-    folder = build_demo_world(tmp_path_factory.mktemp("demo") / "world", seed=0)
+    folder = build_world(tmp_path_factory.mktemp("demo") / "world", seed=0)
     return DemoWorld(NewestFirstSearch(folder), read_split(folder, "train"), read_split(folder, "test"))
 
 
@@ -111,7 +111,7 @@ def test_splits_share_no_request_and_no_document(world: DemoWorld) -> None:
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     sizes = {"documents": 400, "train_requests": 60, "test_requests": 20}
-    folders = [build_demo_world(tmp_path / name, seed, **sizes) for name, seed in (("a", 3), ("b", 3), ("c", 4))]
+    folders = [build_world(tmp_path / name, seed, **sizes) for name, seed in (("a", 3), ("b", 3), ("c", 4))]
     files = ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/test.tsv")
     first, again, other = ([(folder / name).read_bytes() for name in files] for folder in folders)
     assert first == again
@@ -120,9 +120,9 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_an_existing_folder_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
     sizes = {"documents": 40, "train_requests": 6, "test_requests": 4}
-    folder = build_demo_world(tmp_path / "world", 0, **sizes)
+    folder = build_world(tmp_path / "world", 0, **sizes)
     (folder / "stale").touch()
-    build_demo_world(folder, 1, **sizes)
+    build_world(folder, 1, **sizes)
     assert not (folder / "stale").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
@@ -136,5 +136,5 @@ def test_an_existing_folder_is_replaced_and_nothing_is_left_beside_it(tmp_path: 
 )
 def test_impossible_sizes_are_refused(tmp_path: Path, sizes: dict[str, int], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        build_demo_world(tmp_path / "world", **sizes)
+        build_world(tmp_path / "world", **sizes)
     assert not (tmp_path / "world").exists()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from common.data.beir import read_corpus, read_split
-from common.data.worlds.publications import build_demo_world
+from common.data.worlds.publications import build_world
 from learner.warm_start import build
 from learner.warm_start.build import WarmStartSettings, warm_start
 from learner.warm_start.examples import PLAIN_STRUCTURES, ExampleSampler, content_words, is_clean_copy, sentences
@@ -39,7 +39,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("warm") / "world"
-    return build_demo_world(folder, seed=0, documents=240, train_requests=40, test_requests=20)
+    return build_world(folder, seed=0, documents=240, train_requests=40, test_requests=20)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from rewarders.engines.base import (
     SearchResult,
 )
 from rewarders.engines.guarded import GuardedEngine, guarded
-from rewarders.engines.permit import Permit, Slot
+from rewarders.engines.permits import Permit, Slot
 from rewarders.retry import Retrier, RetryPolicy
 
 FAILURES, PAUSE_S = 3, 5.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import socket
 import time
@@ -14,9 +15,18 @@ from aiohttp import web
 
 from rewarders.engines.base import BadQuery, EngineMisconfigured, EngineUnavailable, SearchRequest
 from rewarders.engines.http import HttpEngine
-from rewarders.engines.permit import Slot
-from tests.rewarders.fake_upstream import FakeUpstream, Parameters, RawHandler, always, raw_server, search, unavailable
-from tests.rewarders.permits import Recorder, recording, requests_under_permits
+from rewarders.engines.permits import Slot
+from tests.rewarders.fake_upstream import (
+    FakeUpstream,
+    Parameters,
+    RawHandler,
+    Responder,
+    always,
+    raw_server,
+    search,
+    unavailable,
+)
+from tests.rewarders.recording_permit import Recorder, recording, requests_under_permits
 
 PART_OF_AN_ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{"studies"'
 
@@ -104,8 +114,24 @@ async def test_a_broken_connection_is_not_sent_on_again_unseen(upstream: FakeUps
             assert arrived == engine.requests_sent == 2
 
 
-async def test_endless_answer_is_cut_off(upstream: FakeUpstream) -> None:
-    caught = await unavailable(upstream, always("x" * 200_000), max_body_bytes=100_000)
+def plain(_: Parameters) -> web.Response:
+    return web.Response(text="x" * 200_000)
+
+
+def compressed(_: Parameters) -> web.Response:
+    packed = gzip.compress(b"x" * 200_000)
+    return web.Response(body=packed, headers={"Content-Encoding": "gzip"})
+
+
+def of_unknown_length(_: Parameters) -> web.Response:
+    response = plain(_)
+    response.enable_chunked_encoding()
+    return response
+
+
+@pytest.mark.parametrize("respond", [plain, compressed, of_unknown_length])
+async def test_endless_answer_is_cut_off(upstream: FakeUpstream, respond: Responder) -> None:
+    caught = await unavailable(upstream, respond, max_body_bytes=100_000)
     assert "longer than" in caught.reason
 
 

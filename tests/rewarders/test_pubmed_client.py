@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -72,6 +73,12 @@ async def test_translation_and_warnings_are_kept(ncbi: FakeNcbi) -> None:
     found = await search(ncbi)
     assert found.translation == '"a"[All Fields]'
     assert found.warnings == ("phrasesnotfound: zzqx", "outputmessages: No items found.")
+
+
+async def test_raw_control_characters_in_an_answer_are_read_over(ncbi: FakeNcbi) -> None:
+    body = json.dumps(result(["1"], querytranslation="a?b")).replace("?", "\x01")
+    ncbi.respond = always(body)
+    assert await search(ncbi) == SearchResult(ids=("1",), count=1, translation="a\x01b")
 
 
 async def test_no_hits_is_a_result(ncbi: FakeNcbi) -> None:

@@ -51,7 +51,7 @@ class Study:
     condition: tuple[str, ...]
 
 
-def build_demo_world(
+def build_world(
     out_dir: str | Path,
     seed: int = 0,
     *,
@@ -80,14 +80,11 @@ def build_demo_world(
     return Path(out_dir)
 
 
-build_world = build_demo_world
-
-
 def literature(seed: int, documents: int, requests: int) -> Literature:
     """A literature that answers so many requests.
 
     Raises:
-        ValueError: as `build_demo_world`.
+        ValueError: as `build_world`.
     """
     pairs = DRUGS * len(lexicon.CONDITIONS)
     if requests > pairs:

@@ -16,7 +16,7 @@ def build_world(
     folder: str | Path, seed: int = 0, *, documents: int = 2000, train_requests: int = 320, test_requests: int = 80
 ) -> Path:
     """Write a BEIR folder with grades 1 and 2; the same seed gives the same bytes. Raises ValueError as
-    `build_demo_world`.
+    `build_world`.
     """
     world = literature(seed, documents, train_requests + test_requests)
     with whole_folder(folder) as target:

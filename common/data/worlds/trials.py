@@ -22,7 +22,7 @@ def build_world(
     folder: str | Path, seed: int = 0, *, trials: int = 2000, train_requests: int = 320, test_requests: int = 80
 ) -> Path:
     """Write studies.jsonl (one record of API v2 a line) and rows/{train,test}.jsonl; the same seed gives the same
-    bytes. Raises ValueError as `build_demo_world`.
+    bytes. Raises ValueError as `build_world`.
     """
     world = literature(seed, trials, train_requests + test_requests)
     rows = [
