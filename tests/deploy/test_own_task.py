@@ -75,6 +75,8 @@ def test_own_code_is_trained_by_and_its_failure_ends_the_run_until_it_is_mended(
     assert "with --resume goes on" in error
     assert run.processes() == []
     assert "is started again" not in run.launcher_log()
+    newest = max(path.name for path in run.folder.checkpoints.iterdir())
+    assert newest.startswith(f"step-{run.step():08d}"), "what was trained is saved"
 
     (folder / "broken").unlink()
     again = own_run(demo_folder, folder, "--resume").start()
