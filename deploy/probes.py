@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+NEW_ENOUGH_JAVA = 21  # for pyserini 1
 _JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 
 
@@ -60,12 +61,14 @@ def java() -> tuple[int | None, str]:
         str(bundled / "java-runtime" / "bin" / "java") if bundled else "",
         shutil.which("java") or "",
     ]
+    known: list[tuple[int, str]] = []
     for path in candidates:
         if path and Path(path).exists():
             _, output = run_quietly([path, "-version"], timeout_s=20.0)
             if found := _JAVA_VERSION.search(output):
-                return int(found.group(1)), path
-    return None, ""
+                known.append((int(found.group(1)), path))
+    # The BM25 server passes over a JAVA_HOME that is too old.
+    return next((each for each in known if each[0] >= NEW_ENOUGH_JAVA), known[0] if known else (None, ""))
 
 
 def run_quietly(command: list[str], timeout_s: float) -> tuple[int, str]:

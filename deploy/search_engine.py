@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SERVER = "search-server"
-START_WITHIN_S = 120.0  # an index may have to be built
+START_WITHIN_S = 1800.0  # an index may have to be built; one that ends is noticed at once
 
 
 async def start_server(supervisor: Supervisor, url: str) -> None:

@@ -117,28 +117,34 @@ class RetrievalApp:
 class RunningServer(Hosted):
     """A server that accepts connections. Closing it (or leaving `async with`) frees everything."""
 
-    def __init__(self, runner: web.AppRunner, place: str, backend: Backend, batcher: Batcher) -> None:
+    def __init__(
+        self, runner: web.AppRunner, place: str, backend: Backend, documents: DocumentStore, batcher: Batcher
+    ) -> None:
         super().__init__(runner, place)
         self.backend = backend
+        self._documents = documents
         self._batcher = batcher
 
     async def close(self) -> None:
         await self._batcher.close()
         await super().close()
         await self.backend.close()
+        self._documents.close()
 
 
-async def serve(settings: ServerSettings, backend: Backend, progress: Progress | None = None) -> RunningServer:
+async def serve(settings: ServerSettings, backend: Backend, documents: DocumentStore | None = None) -> RunningServer:
     """Start a backend and serve it in the running event loop.
 
     Args:
         backend: over the corpus of the settings, not yet started; closed with the server.
+        documents: of that corpus, closed with the server too; None: opened, or built first.
 
     Raises:
         DataError: the corpus is missing or broken, or its index cannot be written.
         SearchServerError: the backend cannot start, or the port cannot be had.
     """
-    documents = await asyncio.to_thread(DocumentStore.of_corpus, settings.corpus, settings.cache_folder, progress)
+    if documents is None:
+        documents = await asyncio.to_thread(DocumentStore.of_corpus, settings.corpus, settings.cache_folder)
     batcher = Batcher(backend)
     try:
         await backend.start()
@@ -147,9 +153,10 @@ async def serve(settings: ServerSettings, backend: Backend, progress: Progress |
         )
     except BaseException:
         await backend.close()
+        documents.close()
         raise
     batcher.start()
-    return RunningServer(runner, settings.host, backend, batcher)
+    return RunningServer(runner, settings.host, backend, documents, batcher)
 
 
 def run(
@@ -173,8 +180,9 @@ def run(
         return f"{server.backend.kind} search server: {server.base_url}{SEARCH_PATH} ({parts}); Ctrl-C stops it"
 
     run_until_signal(
-        lambda: make(settings.corpus, settings.cache_folder),
-        lambda backend: serve(settings, backend, progress),
+        # Here, where a signal interrupts it: a thread of the event loop would go on to the end of the corpus.
+        lambda: DocumentStore.of_corpus(settings.corpus, settings.cache_folder, progress),
+        lambda documents: serve(settings, make(settings.corpus, settings.cache_folder), documents),
         describe,
         say,
     )

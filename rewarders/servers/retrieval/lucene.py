@@ -107,7 +107,10 @@ class LuceneBackend(Backend):
             used = self.settings
             boolean = used.syntax == "boolean"
             self._open = Open(str(folder), used.k1, used.b, boolean, used.threads, used.exact_up_to)
-            await asyncio.gather(*map(self._fill, range(used.processes)))
+            outcomes = await asyncio.gather(*map(self._fill, range(used.processes)), return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
         except WorkerDied as died:
             await self.close()
             raise SearchServerError(died.reason) from None
