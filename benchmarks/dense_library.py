@@ -60,12 +60,11 @@ def library_search(corpus: Path, settings: DenseSettings, cache_folder: Path) ->
         index = faiss.IndexHNSWFlat(vectors.shape[1], settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = settings.hnsw_ef_construction
     index.add(vectors)
+    longest = settings.max_tokens or 512
 
     def search(terms: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         texts = [settings.query_prefix + term for term in terms]
-        tokens = tokenizer(
-            texts, padding=True, truncation=True, max_length=settings.max_tokens or 512, return_tensors="pt"
-        )
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         with torch.inference_mode():
             hidden = model(**tokens).last_hidden_state
         pooled = _pool(hidden, tokens["attention_mask"], settings.pooling).numpy()
