@@ -9,14 +9,16 @@ raises `MessageError`, and no handler runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
-import numpy as np
 from msgspec import Meta, Struct
-from numpy.typing import NDArray
 
 from common.scores import InvalidOutput, Scored
+
+if TYPE_CHECKING:  # a rewarder never sees an array, and starts faster without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_SAMPLES = 4096  # samples in one group
 MAX_TOKENS = 1 << 20  # tokens in one sample
@@ -363,6 +365,8 @@ def decode(frame: bytes | memoryview, kind: Any) -> Any:
 
 def encode_rollout(rollout: Rollout) -> list[bytes | memoryview]:
     """Four frames: header, prompt ids, token ids, log-probabilities. The arrays are not copied."""
+    import numpy as np
+
     arrays = (
         np.ascontiguousarray(rollout.prompt_ids, dtype="<i4"),
         np.ascontiguousarray(rollout.token_ids, dtype="<i4"),
@@ -414,6 +418,8 @@ def decode_scored_group(frames: Payload) -> ScoredGroup:
 
 
 def _array(frame: bytes | memoryview, dtype: str, length: int, what: str) -> NDArray[Any]:
+    import numpy as np
+
     view = memoryview(frame)
     if view.nbytes != 4 * length:
         raise MessageError(f"{what}: {view.nbytes} bytes, the header says {length} values of 4")

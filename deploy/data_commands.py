@@ -9,8 +9,6 @@ import argparse
 from pathlib import Path
 
 from common.data.worlds import WORLDS
-from deploy.assets import cache_folder
-from deploy.terminal import progress_bar
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,6 +45,8 @@ def _add_warm_start(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _demo_world(arguments: argparse.Namespace) -> int:
+    from deploy.assets import cache_folder
+
     world = WORLDS[arguments.name]
     folder = arguments.out or cache_folder() / "worlds" / f"{arguments.name}-{world.format}-seed{arguments.seed}"
     if not folder.is_dir():
@@ -70,6 +70,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _warm_start(arguments: argparse.Namespace) -> int:
+    from deploy.assets import cache_folder
+    from deploy.terminal import progress_bar
     from learner.warm_start.build import WarmStartSettings, warm_start
 
     settings = WarmStartSettings(

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from rewarders.engines.base import BadQuery, EngineMisconfigured, EngineUnavailable
-from rewarders.engines.eutils_reply import Undecided, retry_after_seconds
+from rewarders.engines.verdicts import Undecided, retry_after_seconds
 
 MAX_PAGE_SIZE: Final = 1000
 # No limit is published and no Retry-After has been seen; these stand in for a missing one.

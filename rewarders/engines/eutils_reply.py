@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final
+
+import msgspec
 
 from rewarders.engines.base import (
     BadQuery,
@@ -23,10 +23,10 @@ from rewarders.engines.base import (
     SearchRequest,
     SearchResult,
 )
+from rewarders.engines.verdicts import Undecided, retry_after_seconds
 
 PUBMED_MAX_IDS: Final = 9999
 DEFAULT_RETRY_AFTER_S: Final = 2.0
-_RETRY_AFTER_BOUNDS_S: Final = (0.5, 60.0)
 _MAX_DETAIL_CHARS: Final = 200
 
 # Texts of real incidents at NCBI (2025-07-04 and earlier), in lower case. Narrow on purpose: an ERROR may
@@ -44,14 +44,6 @@ _CALLER_SIGNS: Final = (
     "unable to obtain query #",
 )
 _XML_ERROR: Final = re.compile(rb"<ERROR>(.*?)</ERROR>", re.DOTALL | re.IGNORECASE)
-
-
-class Undecided(Exception):  # noqa: N818 (a verdict like its neighbours)
-    """The engine refused, and its words do not tell a wrong query from an outage."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes, request: SearchRequest) -> SearchResult:
@@ -87,39 +79,14 @@ def raise_for_error_text(text: str, term: str) -> None:
     raise Undecided(detail)
 
 
-def retry_after_seconds(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds of a Retry-After header (a number or an HTTP date, RFC 9110 section 10.2.3), clamped to
-    0.5-60 s.
-
-    None if the header is missing or unreadable.
-    """
-    if not value:
-        return None
-    seconds = _seconds_of(value.strip(), now or datetime.now(UTC))
-    if seconds is None or seconds != seconds:
-        return None
-    low, high = _RETRY_AFTER_BOUNDS_S
-    return min(max(seconds, low), high)
-
-
-def _seconds_of(value: str, now: datetime) -> float | None:
-    try:
-        return float(value)
-    except ValueError:
-        pass
-    try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - now).total_seconds()
-
-
 def _load_json(body: bytes) -> Any:
     """The decoded body, or None if it is not JSON. Lenient about raw control characters, which NCBI's
-    texts contain.
+    texts contain: the fast decoder is not.
     """
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
     try:
         return json.loads(body.decode("utf-8"), strict=False)
     except (ValueError, RecursionError):
@@ -174,7 +141,7 @@ def _raise_for_foreign_body(body: bytes, term: str) -> None:
 def _read_result(answer: dict[str, Any], request: SearchRequest) -> SearchResult:
     ids = answer.get("idlist", [])
     count = _non_negative(answer.get("count"))
-    if count is None or not isinstance(ids, list) or not all(isinstance(item, str) and item for item in ids):
+    if count is None or not isinstance(ids, list) or not set(map(type, ids)) <= {str} or not all(ids):
         raise EngineUnavailable("malformed result: count or idlist is missing or of the wrong type")
     expected = min(request.retmax, count, PUBMED_MAX_IDS)
     if len(ids) != expected:

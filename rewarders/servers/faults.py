@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import socket
+import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from enum import Enum
 from typing import Generic, TypeVar, cast
 
 from aiohttp import web
+
+_MAY_NAME_A_WAIT = (403, 429, 503)
 
 Answer = Callable[[], Awaitable[web.Response]]
 KindT = TypeVar("KindT", bound=Enum)
@@ -23,29 +27,68 @@ class Fault(Generic[KindT]):
     detail: float
 
 
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A stretch in which every request fails: `lasts_s` seconds, from `at_s` seconds after the server's start."""
+
+    at_s: float
+    lasts_s: float
+
+    def covers(self, elapsed_s: float) -> bool:
+        """Whether it is on, so many seconds after the start."""
+        return self.at_s <= elapsed_s < self.at_s + self.lasts_s
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPlan:
+    """When requests fail.
+
+    Args:
+        rate: share of requests that fail.
+        late_s: seconds before a late answer leaves; longer than any client should wait.
+        outage: None for none.
+        retry_after_s: Retry-After of the faults under status 403, 429 and 503; None for no such header.
+    """
+
+    rate: float = 0.0
+    seed: int = 0
+    late_s: float = 60.0
+    outage: Outage | None = None
+    retry_after_s: float | None = None
+
+
 class FaultSequence(Generic[KindT]):
     """Decides which requests fail, and how: the same sequence for the same seed, in order of arrival.
 
     Args:
         kinds: the ways in which the service fails; their values are their names in `/health`.
-        rate: share of requests that fail.
-        late_s: seconds before a late answer leaves; longer than any client should wait.
     """
 
-    def __init__(self, kinds: type[KindT], rate: float, seed: int, late_s: float) -> None:
+    def __init__(self, kinds: type[KindT], plan: FaultPlan) -> None:
         self._kinds = list(kinds)
-        self._rate = rate
-        self._random = random.Random(seed)
-        self._late_s = late_s
+        self._plan = plan
+        self._random = random.Random(plan.seed)
         self.counts: Counter[str] = Counter()
 
-    def draw(self) -> Fault[KindT] | None:
-        """The fate of the next request: None if it is answered properly."""
-        if self._random.random() >= self._rate:
+    def draw(self, elapsed_s: float) -> Fault[KindT] | None:
+        """The fate of the next request: None if it is answered properly.
+
+        Args:
+            elapsed_s: seconds since the server's start.
+        """
+        outage = self._plan.outage
+        down = outage is not None and outage.covers(elapsed_s)
+        if self._random.random() >= self._plan.rate and not down:
             return None
         fault = Fault(self._random.choice(self._kinds), self._random.random())
         self.counts[fault.kind.value] += 1
         return fault
+
+    def _failure(self, status: int, text: str, content_type: str = "text/html") -> web.Response:
+        """A fault that is a whole answer."""
+        wait = self._plan.retry_after_s
+        headers = {"Retry-After": f"{wait:g}"} if wait is not None and status in _MAY_NAME_A_WAIT else {}
+        return web.Response(status=status, text=text, headers=headers, content_type=content_type, charset="UTF-8")
 
 
 def cut_short(response: web.Response, detail: float) -> web.Response:
@@ -60,3 +103,11 @@ def closed(request: web.Request) -> web.Response:
     if request.transport is not None:
         request.transport.abort()
     return web.Response()
+
+
+def reset(request: web.Request) -> web.Response:
+    """Cut the connection as a peer does that knows nothing of it: by a RST, because of a linger time of 0."""
+    if request.transport is not None:
+        peer = request.transport.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return closed(request)

@@ -1,11 +1,11 @@
-"""What the ClinicalTrials.gov client sends, how it pages, and what it makes of a broken network."""
+"""What the ClinicalTrials.gov client sends, how it pages and how it uses connections."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,11 @@ import pytest
 from aiohttp import web
 
 from rewarders.engines.base import BadQuery, EngineMisconfigured, EngineUnavailable, SearchRequest, SearchResult
-from rewarders.engines.ctgov import CtGovEngine, CtGovSettings
-from tests.rewarders.ctgov.fake_ctgov import (
-    VERSION,
-    FakeCtGov,
-    Query,
-    always,
-    page,
-    paged,
-    running_ctgov,
-    search,
-    settings,
-    trials,
-    unavailable,
-)
+from rewarders.engines.ctgov import CtGovSettings
+from rewarders.engines.permit import Slot
+from tests.rewarders.ctgov.fake_ctgov import VERSION, FakeCtGov, good, page, paged, trials
+from tests.rewarders.fake_upstream import Parameters, always, search, unavailable
+from tests.rewarders.permits import Recorder, recording, requests_under_permits
 
 DATA = os.environ.get("DEEPRETRIEVAL_DATA")
 needs_recorded = pytest.mark.skipif(DATA is None, reason="needs DEEPRETRIEVAL_DATA")
@@ -35,20 +26,14 @@ HOSTILE = (
 )
 
 
-@pytest.fixture
-async def ctgov() -> AsyncIterator[FakeCtGov]:
-    async with running_ctgov() as fake:
-        yield fake
-
-
 # Requests.
 
 
 async def test_a_search_is_one_get_for_ids_only(ctgov: FakeCtGov) -> None:
-    async with CtGovEngine(settings(ctgov, tool="tool", email="a@b.org")) as engine:
+    async with ctgov.engine(tool="tool", email="a@b.org") as engine:
         found = await engine.search(SearchRequest("heart  AND\n aspirin", retmax=2, sort="relevance"))
     assert found == SearchResult(ids=("NCT00000001", "NCT00000002"), count=3)
-    assert ctgov.queries == [
+    assert ctgov.received == [
         {
             "query.term": "heart AND aspirin",
             "fields": "NCTId",
@@ -64,7 +49,7 @@ async def test_a_search_is_one_get_for_ids_only(ctgov: FakeCtGov) -> None:
 async def test_whatever_a_query_holds_stays_one_parameter(ctgov: FakeCtGov, term: str) -> None:
     await search(ctgov, term, retmax=50)
     expected = {"query.term": " ".join(term.split()), "pageSize": "50", "fields": "NCTId", "countTotal": "true"}
-    assert ctgov.queries == [{**expected, "sort": "@relevance"}]
+    assert ctgov.received == [{**expected, "sort": "@relevance"}]
 
 
 @pytest.mark.parametrize("term", ["\x00", "***", "\u200b", '"" ()', "a\ud800", "\ud800 heart"])
@@ -72,7 +57,7 @@ async def test_a_query_the_service_would_read_as_none_is_never_sent(ctgov: FakeC
     """Without a query it answers with every trial it has."""
     with pytest.raises(BadQuery):
         await search(ctgov, term)
-    assert ctgov.queries == []
+    assert ctgov.received == []
 
 
 @pytest.mark.parametrize(
@@ -85,16 +70,16 @@ async def test_a_query_the_service_would_read_as_none_is_never_sent(ctgov: FakeC
     ],
 )
 async def test_sorts_have_names_of_ours(ctgov: FakeCtGov, sort: str, sent: str | None) -> None:
-    async with CtGovEngine(settings(ctgov)) as engine:
+    async with ctgov.engine() as engine:
         await engine.search(SearchRequest("a", retmax=3, sort=sort))
-    assert ctgov.queries[0].get("sort") == sent
+    assert ctgov.received[0].get("sort") == sent
 
 
 async def test_an_impossible_sort_is_our_fault_and_costs_no_request(ctgov: FakeCtGov) -> None:
-    async with CtGovEngine(settings(ctgov)) as engine:
+    async with ctgov.engine() as engine:
         with pytest.raises(EngineMisconfigured, match="no such sort"):
             await engine.search(SearchRequest("a", retmax=3, sort="StartDate:asc&pageSize=0"))
-    assert ctgov.queries == []
+    assert ctgov.received == []
 
 
 @pytest.mark.parametrize(
@@ -110,17 +95,17 @@ async def test_an_impossible_sort_is_our_fault_and_costs_no_request(ctgov: FakeC
 async def test_dates_are_sent_where_a_request_has_them(
     ctgov: FakeCtGov, dates: tuple[str | None, str | None], sent: str | None
 ) -> None:
-    async with CtGovEngine(settings(ctgov)) as engine:
+    async with ctgov.engine() as engine:
         await engine.search(SearchRequest("a", retmax=3, min_date=dates[0], max_date=dates[1]))
-    assert ctgov.queries[0].get("filter.advanced") == sent
+    assert ctgov.received[0].get("filter.advanced") == sent
 
 
 async def test_the_dated_field_can_be_chosen_and_no_date_is_invented(ctgov: FakeCtGov) -> None:
-    async with CtGovEngine(settings(ctgov, date_field="StartDate")) as engine:
+    async with ctgov.engine(date_field="StartDate") as engine:
         await engine.search(SearchRequest("a", retmax=3, max_date="2020/01/01"))
         with pytest.raises(EngineMisconfigured, match="no date"):
             await engine.search(SearchRequest("a", retmax=3, max_date="2020/13/01"))
-    assert [query["filter.advanced"] for query in ctgov.queries] == ["AREA[StartDate]RANGE[MIN,2020-01-01]"]
+    assert [query["filter.advanced"] for query in ctgov.received] == ["AREA[StartDate]RANGE[MIN,2020-01-01]"]
 
 
 @pytest.mark.parametrize(
@@ -161,27 +146,27 @@ async def test_pages_are_walked_with_the_same_parameters(ctgov: FakeCtGov) -> No
     ctgov.respond = paged(trials(1, 25))
     found = await search(ctgov, retmax=3000, page_size=10)
     assert found == SearchResult(ids=tuple(trials(1, 25)), count=25)
-    tokens = [query.pop("pageToken", None) for query in ctgov.queries]
+    tokens = [query.pop("pageToken", None) for query in ctgov.received]
     assert tokens == [None, "10", "20"]
-    assert ctgov.queries == [ctgov.queries[0]] * 3
+    assert ctgov.received == [ctgov.received[0]] * 3
 
 
 async def test_no_page_is_asked_for_that_is_not_needed(ctgov: FakeCtGov) -> None:
     ctgov.respond = paged(trials(1, 2500))
     assert len((await search(ctgov, retmax=2000)).ids) == 2000
-    assert len(ctgov.queries) == 2
-    ctgov.queries.clear()
+    assert len(ctgov.received) == 2
+    ctgov.received.clear()
     # The last page is full, so it names a next one, which would be empty.
     ctgov.respond = paged(trials(1, 2000))
     assert (await search(ctgov, retmax=3000)).count == 2000
-    assert len(ctgov.queries) == 2
+    assert len(ctgov.received) == 2
 
 
 async def test_results_are_cut_at_retmax_and_counted_in_full(ctgov: FakeCtGov) -> None:
     ctgov.respond = paged(trials(1, 95))
     found = await search(ctgov, retmax=25, page_size=10)
     assert found == SearchResult(ids=tuple(trials(1, 25)), count=95)
-    assert len(ctgov.queries) == 3
+    assert len(ctgov.received) == 3
 
 
 async def test_an_empty_page_is_passed_over(ctgov: FakeCtGov) -> None:
@@ -224,7 +209,7 @@ async def test_what_is_not_complete_is_no_result(
 ) -> None:
     caught = await unavailable(ctgov, lambda query: web.json_response(pages[query.get("pageToken")]))
     assert reason in caught.reason
-    assert len(ctgov.queries) < 15
+    assert len(ctgov.received) < 15
 
 
 async def test_a_failing_later_page_fails_the_search_and_is_never_a_bad_query(ctgov: FakeCtGov) -> None:
@@ -233,9 +218,9 @@ async def test_a_failing_later_page_fails_the_search_and_is_never_a_bad_query(ct
         ctgov.respond = lambda query, first=first, status=status, text=text: (  # type: ignore[misc]
             web.Response(status=status, text=text) if "pageToken" in query else first(query)
         )
-        ctgov.queries.clear()
+        ctgov.received.clear()
         await unavailable(ctgov, page_size=10)
-        assert len(ctgov.queries) == 2
+        assert len(ctgov.received) == 2
 
 
 @needs_recorded
@@ -246,14 +231,14 @@ async def test_recorded_pages_are_read(ctgov: FakeCtGov) -> None:
         for name in ("limit5", "next", "limit50")
     )
 
-    def respond(query: Query) -> web.Response:
+    def respond(query: Parameters) -> web.Response:
         text = following if "pageToken" in query else first
         return web.Response(text=text, content_type="application/json")
 
     ctgov.respond = respond
     found = await search(ctgov, retmax=10, page_size=5)
     assert (len(found.ids), found.count) == (10, 21)
-    assert ctgov.queries[1]["pageToken"] == "ZVt07cGHkvI2wRk2CJf6_LLq14bEL8swd7KrgP4dnDeTsPkw"
+    assert ctgov.received[1]["pageToken"] == "ZVt07cGHkvI2wRk2CJf6_LLq14bEL8swd7KrgP4dnDeTsPkw"
     assert all(trial.startswith("NCT") for trial in found.ids)
     ctgov.respond = lambda _: web.Response(text=whole, content_type="application/json")
     assert (await search(ctgov, retmax=50)).count == 3
@@ -263,7 +248,7 @@ async def test_recorded_pages_are_read(ctgov: FakeCtGov) -> None:
 
 
 async def test_the_version_is_asked_for_once_by_all_who_want_it(ctgov: FakeCtGov) -> None:
-    async with CtGovEngine(settings(ctgov)) as engine:
+    async with ctgov.engine() as engine:
         assert engine.data_timestamp is None
         versions = await asyncio.gather(*(engine.data_version() for _ in range(10)))
         assert set(versions) == {VERSION["dataTimestamp"]}
@@ -272,7 +257,7 @@ async def test_the_version_is_asked_for_once_by_all_who_want_it(ctgov: FakeCtGov
 
 
 async def test_the_version_is_asked_for_again_after_a_while(ctgov: FakeCtGov) -> None:
-    async with CtGovEngine(settings(ctgov, version_ttl_s=0.0)) as engine:
+    async with ctgov.engine(version_ttl_s=0.0) as engine:
         await engine.data_version()
         ctgov.versions = always({"dataTimestamp": "2026-08-10T09:00:05"})
         assert await engine.data_version() == "2026-08-10T09:00:05"
@@ -281,22 +266,76 @@ async def test_the_version_is_asked_for_again_after_a_while(ctgov: FakeCtGov) ->
 @pytest.mark.parametrize("body", ["{}", '{"dataTimestamp": ""}', '{"dataTimestamp": 5}', "<html>", "", '{"dataTime'])
 async def test_a_version_that_cannot_be_read_is_an_outage(ctgov: FakeCtGov, body: str) -> None:
     ctgov.versions = always(body)
-    async with CtGovEngine(settings(ctgov)) as engine:
+    async with ctgov.engine() as engine:
         with pytest.raises(EngineUnavailable):
             await engine.data_version()
         assert engine.data_timestamp is None
 
 
-async def test_check_passes_on_a_working_service_with_one_request(ctgov: FakeCtGov) -> None:
-    async with CtGovEngine(settings(ctgov)) as engine:
-        await engine.check()
-        assert engine.requests_sent == 1
+# Connections and permits.
 
 
-async def test_check_names_the_address(ctgov: FakeCtGov) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        ctgov.url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    async with CtGovEngine(settings(ctgov)) as engine:
-        with pytest.raises(EngineUnavailable, match=r"127\.0\.0\.1.*network error"):
-            await engine.check()
+async def test_connections_are_limited_and_nobody_waits_for_one_with_a_permit(ctgov: FakeCtGov) -> None:
+    in_flight = most = permits = most_permits = 0
+
+    async def slow(query: Parameters) -> web.StreamResponse:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        await asyncio.sleep(0.02)
+        in_flight -= 1
+        return good(query)
+
+    @asynccontextmanager
+    async def permit() -> AsyncIterator[Slot]:
+        nonlocal permits, most_permits
+        permits += 1
+        most_permits = max(most_permits, permits)
+        yield Recorder([])
+        permits -= 1
+
+    ctgov.respond = slow
+    async with ctgov.engine(max_connections=3, permit=permit) as engine:
+        await asyncio.gather(*(engine.search(SearchRequest(f"q{n}", retmax=3)) for n in range(20)))
+    assert (most, most_permits) == (3, 3)
+
+
+async def test_every_page_takes_a_permit_of_its_own(ctgov: FakeCtGov) -> None:
+    events: list[str] = []
+    ctgov.respond = paged(trials(1, 25))
+    async with ctgov.engine(page_size=10, permit=recording(ctgov, events)) as engine:
+        await engine.search(SearchRequest("a", retmax=30))
+        assert engine.requests_sent == 3
+    assert events == requests_under_permits(3)
+
+
+async def test_closing_ends_searches_that_wait_for_a_connection(ctgov: FakeCtGov) -> None:
+    async def hang(query: Parameters) -> web.StreamResponse:
+        await asyncio.sleep(30)
+        return good(query)
+
+    ctgov.respond = hang
+    engine = ctgov.engine(max_connections=1, timeout_s=20.0)
+    await engine.start()
+    running = [asyncio.create_task(engine.search(SearchRequest(f"q{n}", retmax=1))) for n in range(3)]
+    while not ctgov.received:
+        await asyncio.sleep(0.01)
+    await engine.close()
+    ended = await asyncio.wait_for(asyncio.gather(*running, return_exceptions=True), timeout=15)
+    assert [error for error in ended if not isinstance(error, EngineUnavailable)] == []
+    assert len(ctgov.received) == 1
+
+
+async def test_a_version_that_is_answered_is_no_proof_that_searches_are(ctgov: FakeCtGov) -> None:
+    """Two queries are refused; while the first waits for its canary, the version is answered."""
+    async with ctgov.engine() as engine:
+
+        async def refuse(query: Parameters) -> web.StreamResponse:
+            if query["query.term"] == "cancer":
+                await engine.data_version()
+            return ctgov.unexplained()
+
+        ctgov.respond = refuse
+        requests = [SearchRequest(term, retmax=1, sort="relevance") for term in ("a", "b")]
+        ended = await asyncio.gather(*(engine.search(request) for request in requests), return_exceptions=True)
+    assert [type(error) for error in ended] == [EngineUnavailable] * 2

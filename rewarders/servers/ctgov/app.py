@@ -43,7 +43,7 @@ class CtGovApp:
         self._index = index
         self._settings = settings
         self._traffic = Traffic(settings)
-        self._faults = Faults(settings.fault_rate, settings.fault_seed, settings.fault_late_s)
+        self._faults = Faults(settings.fault_plan)
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -73,7 +73,9 @@ class CtGovApp:
         verdict = self._traffic.admit(request.remote or "unknown")
         if verdict is not None and not verdict.admitted:
             return web.Response(status=429, text="Too Many Requests", headers=self._traffic.refusal_headers)
-        fault = self._faults.draw()  # before the latency, so that the sequence follows the order of arrival
+        fault = self._faults.draw(
+            self._traffic.elapsed_s
+        )  # before the latency, so that the sequence follows the order of arrival
         await self._traffic.wait()
         response: web.Response = await (answer() if fault is None else self._faults.deliver(fault, request, answer))
         return response

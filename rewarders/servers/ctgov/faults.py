@@ -14,7 +14,7 @@ from typing import cast
 from aiohttp import web
 
 from rewarders.servers.ctgov import answers
-from rewarders.servers.faults import Answer, Fault, FaultSequence, closed, cut_short
+from rewarders.servers.faults import Answer, Fault, FaultPlan, FaultSequence, closed, cut_short, reset
 
 
 class FaultKind(Enum):
@@ -30,6 +30,7 @@ class FaultKind(Enum):
     TRUNCATED = "truncated"
     INCOMPLETE = "incomplete"
     CLOSED = "closed"
+    RESET = "reset"
     LATE = "late"
 
 
@@ -54,38 +55,37 @@ _PAGES = {
 class Faults(FaultSequence[FaultKind]):
     """The faults of ClinicalTrials.gov; see `FaultSequence`."""
 
-    def __init__(self, rate: float, seed: int, late_s: float) -> None:
-        super().__init__(FaultKind, rate, seed, late_s)
+    def __init__(self, plan: FaultPlan) -> None:
+        super().__init__(FaultKind, plan)
 
     async def deliver(self, fault: Fault[FaultKind], request: web.Request, answer: Answer) -> web.Response:
         """Fail `request`; `answer` gives what would have been said without the fault."""
         match fault.kind:
             case FaultKind.TRUNCATED:
-                return _cut(await answer(), fault.detail)
+                # A refusal is not cut, because half of it is still a refusal.
+                whole = await answer()
+                return cut_short(whole, fault.detail) if whole.status == 200 else self._page(FaultKind.BAD_GATEWAY)
             case FaultKind.INCOMPLETE:
-                return _without_studies(await answer(), fault.detail)
+                return _without_studies(await answer(), fault.detail) or self._page(FaultKind.BAD_GATEWAY)
             case FaultKind.CLOSED:
                 return closed(request)
+            case FaultKind.RESET:
+                return reset(request)
             case FaultKind.LATE:
-                await asyncio.sleep(self._late_s)
+                await asyncio.sleep(self._plan.late_s)
                 return await answer()
-        status, page = _PAGES[fault.kind]
-        return web.Response(status=status, text=page, content_type="text/html")
+        return self._page(fault.kind)
+
+    def _page(self, kind: FaultKind) -> web.Response:
+        return self._failure(*_PAGES[kind])
 
 
-def _cut(response: web.Response, detail: float) -> web.Response:
-    """The answer without its end. A refusal is not cut, because half of it is still a refusal."""
-    if response.status != 200:
-        return web.Response(status=502, text=_html("502 Bad Gateway"), content_type="text/html")
-    return cut_short(response, detail)
-
-
-def _without_studies(response: web.Response, detail: float) -> web.Response:
-    """A result that lacks studies and does not go on; an answer that has none to lack fails as a whole."""
+def _without_studies(response: web.Response, detail: float) -> web.Response | None:
+    """A result that lacks studies and does not go on; None for an answer that has none to lack."""
     body = json.loads(cast(str, response.text)) if response.status == 200 else {}
     studies = body.get("studies")
     if not studies:
-        return web.Response(status=502, text=_html("502 Bad Gateway"), content_type="text/html")
+        return None
     body["studies"] = studies[: int(detail * len(studies))]
     body.pop("nextPageToken", None)
     return web.json_response(body)

@@ -34,7 +34,7 @@ class PubMedApp:
         self._index = index
         self._settings = settings
         self._traffic = Traffic(settings)
-        self._faults = Faults(settings.fault_rate, settings.fault_seed, settings.fault_late_s)
+        self._faults = Faults(settings.fault_plan)
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -67,7 +67,9 @@ class PubMedApp:
         return response
 
     async def _respond(self, request: web.Request, identity: str, parameters: Mapping[str, str]) -> web.Response:
-        fault = self._faults.draw()  # before the latency, so that the sequence follows the order of arrival
+        fault = self._faults.draw(
+            self._traffic.elapsed_s
+        )  # before the latency, so that the sequence follows the order of arrival
         await self._traffic.wait()
         if fault is None:
             return await self._answer(parameters)

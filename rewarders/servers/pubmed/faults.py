@@ -7,11 +7,13 @@ under status 200. Every kind is an outage to a careful client. None is a wrong q
 from __future__ import annotations
 
 import asyncio
+import json
 from enum import Enum
+from typing import cast
 
 from aiohttp import web
 
-from rewarders.servers.faults import Answer, Fault, FaultSequence, closed, cut_short
+from rewarders.servers.faults import Answer, Fault, FaultPlan, FaultSequence, closed, cut_short, reset
 from rewarders.servers.pubmed import answers
 
 
@@ -26,7 +28,9 @@ class FaultKind(Enum):
     HTML_200 = "html_under_200"
     BACKEND = "backend_error"
     TRUNCATED = "truncated"
+    EMPTY = "empty_idlist"
     CLOSED = "closed"
+    RESET = "reset"
     LATE = "late"
 
 
@@ -63,8 +67,8 @@ _KEY_LIMIT = 10
 class Faults(FaultSequence[FaultKind]):
     """NCBI's faults; see `FaultSequence`."""
 
-    def __init__(self, rate: float, seed: int, late_s: float) -> None:
-        super().__init__(FaultKind, rate, seed, late_s)
+    def __init__(self, plan: FaultPlan) -> None:
+        super().__init__(FaultKind, plan)
 
     async def deliver(
         self, fault: Fault[FaultKind], request: web.Request, identity: str, as_json: bool, answer: Answer
@@ -79,18 +83,35 @@ class Faults(FaultSequence[FaultKind]):
             case FaultKind.RATE_LIMIT | FaultKind.RATE_LIMIT_200:
                 status = 429 if fault.kind is FaultKind.RATE_LIMIT else 200
                 text = answers.rate_limit_body(identity, _KEY_LIMIT + 1, _KEY_LIMIT)
-                return web.Response(status=status, text=text, content_type="application/json", charset="UTF-8")
+                return self._failure(status, text, "application/json")
             case FaultKind.BACKEND:
                 return _backend_failure(fault.detail, as_json)
             case FaultKind.TRUNCATED:
                 return cut_short(await answer(), fault.detail)
+            case FaultKind.EMPTY:
+                return _without_ids(await answer()) or self._page(FaultKind.BAD_GATEWAY)
             case FaultKind.CLOSED:
                 return closed(request)
+            case FaultKind.RESET:
+                return reset(request)
             case FaultKind.LATE:
-                await asyncio.sleep(self._late_s)
+                await asyncio.sleep(self._plan.late_s)
                 return await answer()
-        status, page = _PAGES[fault.kind]
-        return web.Response(status=status, text=page, content_type="text/html")
+        return self._page(fault.kind)
+
+    def _page(self, kind: FaultKind) -> web.Response:
+        return self._failure(*_PAGES[kind])
+
+
+def _without_ids(response: web.Response) -> web.Response | None:
+    """A count without its ids; None for an answer that has none to lack, or is not JSON."""
+    is_json = response.content_type == "application/json"
+    body = json.loads(cast(str, response.text)) if is_json else {}
+    answer = body.get("esearchresult", {})
+    if not answer.get("idlist"):
+        return None
+    answer["idlist"] = []
+    return web.json_response(body)
 
 
 def _backend_failure(detail: float, as_json: bool) -> web.Response:

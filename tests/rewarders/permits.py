@@ -1,0 +1,36 @@
+"""Permits that note what happens around requests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from rewarders.engines.permit import Permit, Slot
+from tests.rewarders.fake_upstream import FakeUpstream
+
+
+class Recorder:
+    """A slot that notes what it is told."""
+
+    def __init__(self, events: list[str]) -> None:
+        self._events = events
+
+    def replied(self) -> None:
+        self._events.append("replied")
+
+
+def recording(upstream: FakeUpstream, events: list[str]) -> Permit:
+    """A permit that is given at once."""
+
+    @asynccontextmanager
+    async def permit() -> AsyncIterator[Slot]:
+        events.append(f"granted before request {len(upstream.received) + 1}")
+        yield Recorder(events)
+        events.append("released")
+
+    return permit
+
+
+def requests_under_permits(count: int) -> list[str]:
+    """The events of `count` requests, each under a permit of its own."""
+    return [event for n in range(1, count + 1) for event in (f"granted before request {n}", "replied", "released")]
