@@ -54,7 +54,7 @@ def prepare_corpus(config: Config) -> Path:
         )
     for split in (config.data.train_split, config.data.heldout_split):
         if not read_requests(corpus, split):
-            raise LaunchError(f"qrels/{split}.tsv in {corpus} judges no request: choose another data.*_split")
+            raise LaunchError(f"{corpus} has no request in the split {split}: choose another data.*_split")
     return corpus
 
 

@@ -6,14 +6,14 @@ import sys
 import time
 from collections.abc import Callable
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
 
 class progress_bar:  # noqa: N801 - used like a function
     """A progress bar on stderr fed by (share done, what is going on); plain lines where there is no terminal."""
 
     def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
         self._console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}"),
