@@ -8,7 +8,6 @@ from common.config import Config
 from common.tasks import Task
 
 if TYPE_CHECKING:
-    from common.transport.client import BrokerClient
     from rewarders.answerers.base import Answerer
     from rewarders.cache.shared import FleetResults
     from rewarders.engines.base import SearchEngine
@@ -29,14 +28,6 @@ def engine_of(config: Config, permit: Permit | None = None) -> SearchEngine:
             return recording_engine(config, upstream_of(config, permit))
         case _:
             return upstream_of(config, permit)
-
-
-def permit_of(config: Config, client: BrokerClient) -> Permit | None:
-    """What a rewarder enters around every request upstream: the quota, in its own order; None: there is none."""
-    from rewarders.search_order import SearchOrder
-
-    quota = config.search.quota
-    return SearchOrder(client.quota_slot, quota.requests) if quota else None
 
 
 def upstream_of(config: Config, permit: Permit | None = None) -> SearchEngine:
@@ -65,18 +56,29 @@ def answerer_of(
     config: Config, task: Task, permit: Permit | None = None, fleet: FleetResults | None = None
 ) -> Answerer:
     """What a rewarder of this run tries answers with, not yet started. fleet: shares results with other rewarders."""
+    permit = _in_order(config, permit)
     from deploy.search_cache import search_cache_of
     from rewarders.answerers.search import SearchAnswerer
+    from rewarders.cache import SearchCache
     from rewarders.retry import Retrier, RetryPolicy
 
     retrier: Retrier = Retrier(RetryPolicy(attempts=config.search.attempts))
+    cache: SearchCache = search_cache_of(config, fleet)
     return SearchAnswerer(
         task,
         engine_of(config, permit),
         sort=config.search.sort,
-        cache=search_cache_of(config, fleet),
+        cache=cache,
         retrier=retrier,
     )
+
+
+def _in_order(config: Config, permit: Permit | None) -> Permit | None:
+    """`permit`, entered in the order in which groups are to be finished."""
+    from rewarders.search_order import SearchOrder
+
+    quota = config.search.quota
+    return permit if permit is None or quota is None else SearchOrder(permit, quota.requests)
 
 
 def pubmed_settings(config: Config) -> PubMedSettings:

@@ -28,10 +28,9 @@ from typing import NamedTuple
 
 from common import cache_messages as c
 from common import messages as m
+from common.broker import sharing
 from common.broker.conduct import Conduct
-from common.broker.sharing import Sharing
 from common.quota import SlotPool
-from common.shared_cache import SharedCache
 from common.stages import Offer, Stage
 
 logger = logging.getLogger(__name__)
@@ -47,7 +46,6 @@ MAX_CREDIT = 1024  # leases of one stage in one peer's hands, whatever it declar
 MAX_SLOT_REQUESTS = 4096  # of one peer, waiting
 MAX_PEERS = 4096  # peers remembered, well-behaved or not; the longest silent is forgotten first
 STATUS_EVERY_S = 0.05  # requests for the status that come closer together are answered together
-SHARED_PROMISE_S = 15.0  # who fetches a search result for all says within this time that it still does
 USE_GRANT_WITHIN_S = 0.5  # a granted slot that its worker did not use by then must not be used any more
 
 
@@ -108,10 +106,10 @@ class BrokerService:
             for name in NEXT_STAGE
         }
         self.slots = SlotPool(*settings.quota, now=now) if settings.quota else None
-        self.sharing = Sharing(SharedCache(SHARED_PROMISE_S, settings.shared_bytes), now)
         self.state: m.RunState | None = None
         self.conduct = Conduct(settings.bad_frames_allowed, settings.ban_s, settings.heartbeat_s, MAX_PEERS)
         self.handled_messages = 0
+        self.sharing = sharing.Sharing(settings.shared_bytes, now)
         self.rejected_frames = 0
         self._peers: OrderedDict[str, _Peer] = OrderedDict()  # the longest silent first
         self._status_wanted: dict[str, None] = {}
@@ -259,6 +257,9 @@ class BrokerService:
             case m.Announce(state):
                 self._require(known, "learner", message)
                 return self._announce(peer, state)
+            case c.CacheGet() | c.CachePut() | c.CacheFailed() | c.CacheRenew():
+                self._require(known, "rewarder", message)
+                self.sharing.handle(peer, message, payload, now)
             case m.SlotRequest(request):
                 self._require(known, "rewarder", message)
                 self._request_slot(peer, request)
@@ -266,9 +267,6 @@ class BrokerService:
                 self._require(known, "rewarder", message)
                 if self.slots is not None and self.slots.worker_of(slot) == peer:
                     self.slots.replied(slot, grant, now)
-            case c.CacheGet() | c.CachePut() | c.CacheFailed() | c.CacheRenew():
-                self._require(known, "rewarder", message)
-                self.sharing.handle(peer, message, payload, now)
             case m.StatusRequest():
                 self._status_wanted[peer] = None
             case m.Bye():

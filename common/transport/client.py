@@ -90,9 +90,9 @@ class BrokerClient:
         self._state_changed = asyncio.Condition()
         self._status_waiters: list[asyncio.Future[m.StatusReply]] = []
         self._slot_waiters: dict[int, asyncio.Future[m.SlotGrant]] = {}
-        self.shared = SharedResults(self._send)
         self._request_numbers = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
+        self.shared = SharedResults(self._send)
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.identity = name.encode()
@@ -295,12 +295,12 @@ class BrokerClient:
                     self._send(m.SlotReplied(message.slot, message.grant))
                 else:
                     waiter.set_result(message)
-            case c.CacheValue() | c.CacheFetch() | c.CacheWait():
-                self.shared.handle(message, payload)
             case m.StatusReply():
                 for waiting in self._status_waiters:
                     if not waiting.done():
                         waiting.set_result(message)
+            case c.CacheValue() | c.CacheFetch() | c.CacheWait():
+                self.shared.handle(message, payload)
             case m.Refused(tickets):
                 self.refused.put_nowait(tickets)
             case m.Superseded(incarnation) if incarnation > self._incarnation:
@@ -316,11 +316,11 @@ class BrokerClient:
         self._broker_epoch = welcome.broker_epoch
         self._held.clear()
         self._newest_seen.clear()
-        self.shared.welcomed()
         for number in self._slot_waiters:
             self._send(m.SlotRequest(number))
         if welcome.state is not None and self._role != "learner":
             await self._set_state(welcome.state)
+        self.shared.welcomed()
         if self._on_connect is not None:
             self._on_connect()
 
