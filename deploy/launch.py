@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from common.config import Config
+from common.tasks.from_config import task_of
 from common.tracking.progress import LiveProgress
 from common.transport.keys import load_run_keys
 from deploy.errors import LaunchError
@@ -54,6 +55,7 @@ class LaunchedRun:
         self._own_server = config.search.url is None and config.search.cache.mode != "replay"
         self._config = with_addresses(config, engine, site)
         self.folder = run_folder(config)
+        self._metric = task_of(config).metric
         self._engine = engine
         self._resume = resume
         self._console = console
@@ -217,6 +219,7 @@ class LaunchedRun:
             "engine": self._engine,
             "device": "GPU" if shutil.which("nvidia-smi") else "CPU",
             "steps": self._config.learner.steps,
+            "metric": self._metric,
             "baselines": self._baselines,
             "roles": [state.snapshot() for state in watch.states] if watch is not None else [],
             "warning": self._warning,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from common.tracking.heldout import Evaluation
+from common.tracking.heldout import Evaluation, heldout_key
 from common.tracking.metrics_log import Metrics, series
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ def write_plots(metrics: list[Metrics], evaluation: Evaluation, folder: str | Pa
     target.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in DRAWINGS.items():
+        measured = f"_{_file_part(evaluation.metric)}" if draw is draw_heldout else ""
+        file = target / f"{name}{measured}.png"
         figure, (axes,) = _figure(1, 1, _SIZE_INCHES)
         if draw(axes, metrics, evaluation):
-            figure.savefig(target / f"{name}.png", dpi=_DPI)
-            written.append(target / f"{name}.png")
+            figure.savefig(file, dpi=_DPI)
+            written.append(file)
     if written:
         figure, grid = _figure(3, 2, (14.0, 12.0))
         for axes, draw in zip(grid, DRAWINGS.values(), strict=True):
@@ -60,9 +63,20 @@ def write_plots(metrics: list[Metrics], evaluation: Evaluation, folder: str | Pa
 def baseline_label(name: str) -> str:
     """A baseline's name in words: `rarest_2` is "AND of the 2 rarest words"."""
     if name.startswith("rarest"):
-        count = name.removeprefix("rarest").strip("_ ")
-        return "the rarest word" if count == "1" else f"AND of the {count or 'k'} rarest words"
+        count = name.removeprefix("rarest").removesuffix("_words").strip("_ ")
+        joined = "" if name.endswith("_words") else "AND of "
+        return "the rarest word" if count == "1" else f"{joined}the {count or 'k'} rarest words"
     return _BASELINE_NAMES.get(name, name)
+
+
+def heading_of(metric: str) -> str:
+    """A metric's name at the start of a title."""
+    return metric[:1].upper() + metric[1:]
+
+
+def _file_part(metric: str) -> str:
+    """A metric's name as part of a file's name: whatever a user calls it stays in the folder."""
+    return re.sub(r"[^\w@.-]", "_", metric)
 
 
 def draw_reward(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) -> bool:
@@ -76,13 +90,14 @@ def draw_reward(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) -> b
 
 
 def draw_heldout(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) -> bool:
-    """Held-out recall by step with its 95 % interval, and the baselines as lines with theirs."""
+    """The task's metric on held-out requests by step with its 95 % interval, and the baselines as lines with theirs."""
     # Evaluations run beside training, so metrics.jsonl holds them some steps late; the results know their version.
     points = {result.version: result.interval().mean for result in evaluation.history if result.rows}
-    points = points or dict(series(metrics, "recall/heldout"))
+    points = points or dict(series(metrics, heldout_key(evaluation.metric)))
     if not points:
         return False
-    _title(axes, "Recall on held-out requests", "recall (mean, band: 95 % interval)")
+    metric = evaluation.metric
+    _title(axes, f"{heading_of(metric)} on held-out requests", f"{metric} (mean, band: 95 % interval)")
     labels = _baseline_lines(axes, evaluation)
     steps = sorted(points)
     axes.plot(steps, [points[step] for step in steps], color=BLUE, linewidth=2.2, marker="o", markersize=4.5)
@@ -157,7 +172,7 @@ def draw_throughput(axes: Axes, metrics: list[Metrics], evaluation: Evaluation) 
 
 DRAWINGS: dict[str, Drawing] = {
     "reward": draw_reward,
-    "heldout_recall": draw_heldout,
+    "heldout": draw_heldout,
     "staleness": draw_staleness,
     "idle": draw_idle,
     "length": draw_length,

@@ -17,8 +17,8 @@ from common.tracking.heldout import Evaluation, HeldoutResult, HeldoutRow, read_
 from common.tracking.jsonl import replace_file
 from common.tracking.metrics_log import Metrics, read_metrics, series
 from common.tracking.progress_view import plain
-from common.tracking.summary import missing_keys, update_summary
-from deploy.plots import baseline_label, write_plots
+from common.tracking.summary import heldout_figure, missing_keys, update_summary
+from deploy.plots import baseline_label, heading_of, write_plots
 
 _GAINS, _MIDDLE, _LOSSES = 5, 2, 3
 _CELL_CHARACTERS = 220
@@ -31,14 +31,14 @@ class Rewrite:
     request: str
     before: str
     after: str
-    recall_before: float
-    recall_after: float
-    relevant: int
+    value_before: float
+    value_after: float
+    relevant: int | None
 
     @property
     def gain(self) -> float:
-        """Recall won by training."""
-        return self.recall_after - self.recall_before
+        """What training won of the task's metric."""
+        return self.value_after - self.value_before
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def write_report(folder: str | Path, facts: Mapping[str, object] | None = None, 
     notes = []
     if rewrites:
         replace_file(base / "rewrites.md", rewrites_markdown(rewrites, evaluation).encode())
-    if lacking := missing_keys(summary):
+    if lacking := missing_keys(summary, evaluation.metric):
         notes.append(f"summary.json has no {', '.join(lacking)}: not measured in this run")
     plots: list[Path] = []
     if curves:
@@ -109,24 +109,25 @@ def summarize(metrics: Sequence[Metrics], evaluation: Evaluation) -> dict[str, A
 
 
 def _heldout_figures(evaluation: Evaluation) -> dict[str, Any]:
-    baselines = evaluation.shown_baselines()
+    baselines, metric = evaluation.shown_baselines(), evaluation.metric
     figures: dict[str, Any] = {}
     intervals: dict[str, Interval] = {}
     for name, interval in baselines.items():
         short = "rarest" if name.startswith("rarest") else name
-        figures[f"heldout_recall_{short}"] = interval.mean
+        figures[heldout_figure(metric, short)] = interval.mean
         intervals[name] = interval
         if short == "rarest":
             figures["heldout_rarest_is"] = name
     for name, result in (("start", evaluation.start), ("trained", evaluation.trained)):
         if result is not None and result.rows:
             intervals[name] = result.interval()
-            figures[f"heldout_recall_{name}"] = intervals[name].mean
+            figures[heldout_figure(metric, name)] = intervals[name].mean
     if trained := intervals.get("trained"):
         figures["heldout_ci95"] = [trained.low, trained.high]
         if baselines:
             figures["heldout_above_baselines"] = all(trained.low > other.high for other in baselines.values())
     if intervals:
+        figures["heldout_metric"] = metric
         figures["heldout_intervals"] = {name: [item.low, item.high] for name, item in intervals.items()}
     return figures
 
@@ -167,8 +168,8 @@ def pair_rewrites(start: HeldoutResult, trained: HeldoutResult) -> list[Rewrite]
             row.request,
             _query(before[row.id]),
             _query(row),
-            before[row.id].recall,
-            row.recall,
+            before[row.id].value,
+            row.value,
             _relevant(row),
         )
         for row in trained.rows
@@ -180,40 +181,40 @@ def _query(row: HeldoutRow) -> str:
     return "(no valid answer)" if row.query is None else row.query
 
 
-def _relevant(row: HeldoutRow) -> int:
-    return row.relevant if isinstance(row.relevant, int) else len(row.relevant)
+def _relevant(row: HeldoutRow) -> int | None:
+    return len(row.relevant) if isinstance(row.relevant, list) else row.relevant
 
 
 def rewrites_markdown(rewrites: Sequence[Rewrite], evaluation: Evaluation) -> str:
-    """rewrites.md: the recall table and the sample rewrites."""
-    recalls = ranking(evaluation)
+    """rewrites.md: the table of means and the sample rewrites."""
+    means, metric = ranking(evaluation), _markdown(evaluation.metric)
     lines = [
         "# Rewrites before and after training",
         "",
-        "| held-out recall | mean | 95 % interval |",
+        f"| held-out {metric} | mean | 95 % interval |",
         "|---|---:|---|",
-        *(f"| {name} | {item.mean:.3f} | {item.low:.3f} – {item.high:.3f} |" for name, item in recalls),
+        *(f"| {name} | {item.mean:.3f} | {item.low:.3f} – {item.high:.3f} |" for name, item in means),
         "",
         "Sample requests: the largest gains, the middle, and the largest losses, in that order.",
         "",
-        "| request | relevant | query before | recall | query after | recall |",
+        f"| request | relevant | query before | {metric} | query after | {metric} |",
         "|---|---:|---|---:|---|---:|",
     ]
     for item in rewrites:
         cells = (
             _markdown(item.request),
-            str(item.relevant),
+            "–" if item.relevant is None else str(item.relevant),
             _code(item.before),
-            f"{item.recall_before:.2f}",
+            f"{item.value_before:.2f}",
             _code(item.after),
-            f"{item.recall_after:.2f}",
+            f"{item.value_after:.2f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def ranking(evaluation: Evaluation) -> list[tuple[str, Interval]]:
-    """Baselines, warm start and trained policy with their intervals, lowest recall first."""
+    """Baselines, warm start and trained policy with their intervals, lowest first."""
     entries = [(baseline_label(name), item) for name, item in evaluation.shown_baselines().items()]
     for name, result in (("policy at start", evaluation.start), ("trained policy", evaluation.trained)):
         if result is not None and result.rows:
@@ -240,21 +241,21 @@ def _code(text: str) -> str:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Show recall table, sample rewrites, notes and where the files are."""
+    """Show the table of means, sample rewrites, notes and where the files are."""
     if entries := ranking(report.evaluation):
-        console.print(_recall_table(entries))
+        console.print(_means_table(entries, report.evaluation.metric))
     if report.rewrites:
-        console.print(_rewrites_table(report.rewrites))
+        console.print(_rewrites_table(report.rewrites, report.evaluation.metric))
     for note in report.notes:
         console.print(Text(f"note: {note}", style="yellow"))
     if report.plots:
         console.print(Text(f"curves: {report.plots[0].parent}", style="dim"))
 
 
-def _recall_table(entries: Sequence[tuple[str, Interval]]) -> Table:
-    table = Table(title="Recall on held-out requests", title_justify="left", box=SIMPLE)
+def _means_table(entries: Sequence[tuple[str, Interval]], metric: str) -> Table:
+    table = Table(title=Text(f"{heading_of(metric)} on held-out requests"), title_justify="left", box=SIMPLE)
     table.add_column("query")
-    table.add_column("recall", justify="right")
+    table.add_column(Text(metric), justify="right")
     table.add_column("95 % interval")
     for name, item in entries:
         style = "bold magenta" if name == "trained policy" else ""
@@ -262,17 +263,17 @@ def _recall_table(entries: Sequence[tuple[str, Interval]]) -> Table:
     return table
 
 
-def _rewrites_table(rewrites: Sequence[Rewrite]) -> Table:
+def _rewrites_table(rewrites: Sequence[Rewrite], metric: str) -> Table:
     table = Table(title="Rewrites before and after", title_justify="left", box=SIMPLE, show_lines=True)
     for heading in ("request", "before", "after"):
         table.add_column(heading, ratio=1, overflow="fold")
-    table.add_column("recall", justify="right", no_wrap=True)
+    table.add_column(Text(metric), justify="right", no_wrap=True)
     for item in rewrites:
         color = "green" if item.gain > 0 else "red" if item.gain < 0 else ""
         table.add_row(
             Text(_short(item.request)),
             Text(_short(item.before)),
             Text(_short(item.after)),
-            Text(f"{item.recall_before:.2f} → {item.recall_after:.2f}", style=color),
+            Text(f"{item.value_before:.2f} → {item.value_after:.2f}", style=color),
         )
     return table

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.config import Config, load_config, to_yaml
-from deploy.errors import LaunchError
+from deploy.run_checks import check_manners, check_rows, check_values
 from deploy.sites import LocalSite, Site
 
 Subparsers = argparse._SubParsersAction  # what add_subparsers returns; it has no public name
@@ -42,7 +42,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check the config, print it resolved, and stop")
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -68,35 +68,26 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace, connect: Callable[[], Site], engine_of: Callable[[Config], str]) -> int:
     config = load_config(Path(arguments.config), arguments.overrides)
+    check_values(config)
     if arguments.dry_run:
         print(to_yaml(config), end="")
         return 0
+    check_manners(config)
     from rich.console import Console
 
-    from common.tasks.from_config import task_of
-    from common.tracking.wandb_tracker import resolve_mode
     from deploy.assets import prepare_assets
     from deploy.launch import LaunchedRun
     from deploy.live_run import RunLock
     from deploy.run_setup import run_folder
 
-    _check_values(lambda: task_of(config), lambda: resolve_mode(config.tracking.wandb))
     engine = engine_of(config)
     console = Console()
     console.print(f"Run [bold]{config.run.name}[/]: rollouts by [bold]{engine}[/]", highlight=False)
     config = prepare_assets(config)
+    check_rows(config)
     with RunLock(run_folder(config).path), contextlib.closing(connect()) as site:
         logging.getLogger().handlers = _launcher_log(config)
         return asyncio.run(LaunchedRun(config, engine, arguments.resume, console, site).run())
-
-
-def _check_values(*checks: Callable[[], object]) -> None:
-    """Values only their owners can judge, judged before anything is started."""
-    for check in checks:
-        try:
-            check()
-        except ValueError as error:
-            raise LaunchError(str(error)) from None
 
 
 def _launcher_log(config: Config) -> list[logging.Handler]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from common.config import Config
@@ -16,6 +17,9 @@ from deploy.engines import engine_of
 from deploy.errors import LaunchError
 from deploy.fleet_watch import accepts
 from deploy.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from rewarders.baselines import QueryForm
 
 logger = logging.getLogger(__name__)
 
@@ -55,25 +59,41 @@ async def check_engine(config: Config) -> None:
 
 
 async def measure_baselines(config: Config, folder: RunFolder) -> dict[str, float]:
-    """Mean recall of the fixed rewrites of the held-out requests, written to the run folder too; {} if it cannot be
-    measured."""
+    """Mean of the task's metric over the held-out requests for each fixed rewrite, written to the run folder too; {}
+    if it cannot be measured, or if the engine is none that takes rewrites of a request (SQLite)."""
     from common.tasks.from_config import task_of
+    from rewarders.answerers.search import SearchAnswerer
     from rewarders.baselines import evaluate_baselines
     from rewarders.engines.base import EngineUnavailable
     from rewarders.retry import Retrier, RetryPolicy
 
+    form = query_form(config)
+    if form is None:
+        return {}
     data, search = config.data, config.search
     rows = read_requests(data.corpus, data.heldout_split)[: data.heldout_limit]
     # Nobody waits for these, so they may wait for a server that is restarted, or told to fail.
     patient = Retrier(RetryPolicy(attempts=20, budget_ratio=1.0, budget_burst=1000.0))
+    answerer = SearchAnswerer(task_of(config), engine_of(config), sort=search.sort, retrier=patient)
     try:
-        async with engine_of(config) as engine:
-            recalls = await evaluate_baselines(
-                rows, engine, data.corpus, retmax=task_of(config).top_k, sort=search.sort, retrier=patient
-            )
-    except EngineUnavailable as error:  # a figure to compare with, not a reason to end the run
+        async with answerer:
+            measured = await evaluate_baselines(rows, answerer, data.corpus, form)
+    except (EngineUnavailable, ValueError) as error:  # a figure to compare with, not a reason to end the run
         logger.warning("the baselines could not be measured: %s", error)
         return {}
     folder.heldout.mkdir(parents=True, exist_ok=True)
-    write_baselines(folder.heldout / "baselines.json", recalls)
-    return {name: bootstrap_interval(values).mean for name, values in recalls.items()}
+    write_baselines(folder.heldout / "baselines.json", measured)
+    return {name: bootstrap_interval(values).mean for name, values in measured.items()}
+
+
+def query_form(config: Config) -> QueryForm | None:
+    """What the run's engine makes of a query; None where it takes none in words."""
+    match config.search.engine:
+        case "pubmed" | "ctgov":
+            return "boolean"
+        case "bm25":
+            return "boolean" if config.search.bm25.syntax == "boolean" else "words"
+        case "dense":
+            return "words"
+        case "sqlite":
+            return None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from common import messages as m
 from common.scores import InvalidOutput, Scored
 from common.tasks import Row, Task
-from common.tracking.heldout import HeldoutResult, HeldoutRow
+from common.tracking.heldout import RECALL, HeldoutResult, HeldoutRow
 from learner.prompts import EVAL_TICKETS_FROM, make_ticket
 
 
@@ -53,18 +53,18 @@ class Evaluation:
             return False
         row = self._rows[index]
         score = group.scores.scores[0]
-        recall = score.metrics.get(self._metric, 0.0) if isinstance(score, Scored) else 0.0
+        value = score.metrics.get(self._metric, 0.0) if isinstance(score, Scored) else 0.0
         self._answers[group.ticket.ticket_id] = HeldoutRow(
             id=row.id,
             request=row.text,
             text=group.rollout.header.samples[0].text,
             query=score.query or None if isinstance(score, Scored | InvalidOutput) else None,
-            recall=recall,
-            relevant=len(row.relevant),
-            hits=round(recall * len(row.relevant)),
+            value=value,
+            relevant=len(row.relevant) or None,
+            hits=round(value * len(row.relevant)) if self._metric == RECALL else None,
         )
         return True
 
     def result(self) -> HeldoutResult:
         """All answers, in the order of the requests."""
-        return HeldoutResult(self.version, [self._answers[key] for key in sorted(self._answers)])
+        return HeldoutResult(self.version, [self._answers[key] for key in sorted(self._answers)], self._metric)

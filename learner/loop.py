@@ -298,17 +298,17 @@ class LearnerLoop:
         result = self._evaluation.result()
         self._evaluation = None
         write_heldout(self._p.folder.heldout / f"{name}.json", result)
-        self._p.tracker.log(self.version, {"recall/heldout": result.interval().mean})
+        self._p.tracker.log(self.version, {result.metric_key: result.interval().mean})
         return True
 
     def _harvest_evaluation(self) -> dict[str, float]:
-        """The mean recall of an evaluation that has come to its end since the last step."""
+        """The mean of an evaluation that has come to its end since the last step."""
         if self._evaluation is None or not self._evaluation.done:
             return {}
         result = self._evaluation.result()
         self._evaluation = None
         write_heldout(self._p.folder.heldout / f"v{result.version:08d}.json", result)
-        return {"recall/heldout": result.interval().mean}
+        return {result.metric_key: result.interval().mean}
 
     # ------------------------------------------------------------------ records
 
@@ -367,7 +367,7 @@ class LearnerLoop:
                 text=header.text,
                 query=score.query,
                 reward=score.reward,
-                recall=score.metrics.get(self._p.task.metric),
+                **{self._p.task.metric: score.metrics.get(self._p.task.metric)},
             )
 
     def _checkpoint(self) -> None:

@@ -51,26 +51,29 @@ def staleness_histogram(groups: Sequence[m.ScoredGroup], version: int) -> Counte
 
 
 def describe_groups(groups: Sequence[m.ScoredGroup], version: int, metric: str) -> dict[str, float]:
-    """Reward, recall, lengths and staleness of the groups of one step."""
+    """Reward, the task's metric, lengths and staleness of the groups of one step.
+
+    metric: the key of a score's metrics that is logged as `<metric>/train`; a sample without it counts 0.
+    """
     scores = [score for group in groups for score in group.scores.scores]
     headers = [header for group in groups for header in group.rollout.header.samples]
     rewards = np.array([score.reward for score in scores])
-    recalls = [score.metrics.get(metric, 0.0) for score in scores]
+    values = [score.metrics.get(metric, 0.0) for score in scores]
     histogram = staleness_histogram(groups, version)
     tokens = sum(histogram.values())
     figures = {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
         "reward/invalid_share": sum(isinstance(score, InvalidOutput) for score in scores) / len(scores),
-        "recall/train": float(np.mean(recalls)),
+        f"{metric}/train": float(np.mean(values)),
         "length/response_tokens": float(np.mean([header.tokens for header in headers])),
         "staleness/mean": sum(age * count for age, count in histogram.items()) / max(tokens, 1),
         "staleness/max": float(max(histogram, default=0)),
     }
     for name, key in LENGTHS.items():
-        values = [score.metrics[key] for score in scores if key in score.metrics]
-        if values:
-            figures[name] = float(np.mean(values))
+        lengths = [score.metrics[key] for score in scores if key in score.metrics]
+        if lengths:
+            figures[name] = float(np.mean(lengths))
     for name in sorted({name for score in scores for name in score.metrics} - set(LENGTHS.values())):
         # Over the samples that have it: `format` over all of them, a rank over those that found something.
         figures[f"metric/{name}"] = float(np.mean([score.metrics[name] for score in scores if name in score.metrics]))

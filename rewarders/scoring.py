@@ -7,9 +7,10 @@ for ever: it is fatal.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.scores import InvalidOutput, Score, Scored, Unavailable
@@ -42,21 +43,26 @@ class Scorer:
             FatalScoringError: the task cannot score what came back, a user's own metric failed, or the answerer
                 says that waiting is of no use.
         """
-        answer = self.task.parse(text)
-        if isinstance(answer, ParseFailure):
-            verdict = self.task.malformed_score(answer)
-            return InvalidOutput(reward=verdict.reward, reason=answer.reason, metrics=verdict.metrics)
+        with self._judging(row):
+            answer = self.task.parse(text)
+            if isinstance(answer, ParseFailure):
+                verdict = self.task.malformed_score(answer)
+                return InvalidOutput(reward=verdict.reward, reason=answer.reason, metrics=verdict.metrics)
         try:
             outcome = await self.answerer.outcome(answer, row)
         except BadQuery as error:
-            return self._refused(answer, error)
+            with self._judging(row):
+                return self._refused(answer, error)
         except EngineUnavailable as error:
             return Unavailable(reason=error.reason, retry_after_s=error.retry_after_s)
-        try:
-            return self._scored(row, answer, outcome)
-        except Exception as error:  # a user's own code may raise anything
-            logger.exception("scoring row %r failed", row.id)
-            raise ScoringError(f"the task {self.task.name} cannot score row {row.id!r}: {described(error)}") from error
+        with self._judging(row):
+            score = self.task.score(row, answer, outcome)
+            return Scored(
+                reward=score.reward,
+                metrics={**score.metrics, **answer.lengths()},
+                query=answer.query,
+                results=results_of(outcome),
+            )
 
     async def score_group(self, texts: Sequence[str], row: Row) -> list[Score]:
         """Score the samples of one request concurrently, in order; equal texts are scored once.
@@ -73,14 +79,14 @@ class Scorer:
             raise
         return [tasks[text].result() for text in texts]
 
-    def _scored(self, row: Row, answer: ParsedAnswer, outcome: Outcome) -> Scored:
-        score = self.task.score(row, answer, outcome)
-        return Scored(
-            reward=score.reward,
-            metrics={**score.metrics, **answer.lengths()},
-            query=answer.query,
-            results=results_of(outcome),
-        )
+    @contextlib.contextmanager
+    def _judging(self, row: Row) -> Iterator[None]:
+        """Around the task's own code: whatever it raises would come again on every day."""
+        try:
+            yield
+        except Exception as error:  # a user's own code may raise anything
+            logger.exception("scoring row %r failed", row.id)
+            raise ScoringError(f"the task {self.task.name} cannot score row {row.id!r}: {described(error)}") from error
 
     def _refused(self, answer: ParsedAnswer, error: BadQuery) -> InvalidOutput:
         verdict = self.task.refused_score()

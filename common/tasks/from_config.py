@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.config import Config
+from common.config import Config, ConfigError
 from common.tasks import Task, load_task
 
 
@@ -12,8 +12,15 @@ def task_of(config: Config) -> Task:
     """Build the task of a run.
 
     Raises:
-        ValueError: unknown task or option, or a reward table that makes no sense.
+        ConfigError: unknown task or option, a reward table that makes no sense, or own code that is not there.
     """
+    try:
+        return _task_of(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _task_of(config: Config) -> Task:
     task = config.task
     options: dict[str, Any] = {
         "prompt": task.prompt,

@@ -1,7 +1,7 @@
 """Held-out evaluations on disk: what the policy wrote for requests it never trained on, and what came of it.
 
 A run keeps them in `runs/<name>/heldout/`: `start.json` (before the first step), `trained.json` (the final
-policy), any number of `v<version>.json` in between, and `baselines.json` (baseline -> recall per request).
+policy), any number of `v<version>.json` in between, and `baselines.json` (baseline -> the task's metric per request).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import msgspec
 from common.statistics import Interval, bootstrap_interval
 from common.tracking.jsonl import replace_file
 
+RECALL = "recall"
+
 _T = TypeVar("_T")
 
 
@@ -27,34 +29,40 @@ class HeldoutRow(msgspec.Struct, frozen=True):
         request: what the user asked for.
         text: the policy's whole response.
         query: the query in it; None where it could not be parsed.
-        recall: share of the relevant documents found, in [0, 1].
-        relevant: number of relevant documents, or their ids.
-        hits: number of relevant documents found, or their ids.
+        value: of the task's metric; 0 where the answer is invalid.
+        relevant: number of relevant documents, or their ids; None for a task without.
+        hits: number of relevant documents found, or their ids; None where the metric does not tell.
     """
 
     id: str
     request: str
     text: str
     query: str | None
-    recall: float
-    relevant: int | list[str]
-    hits: int | list[str]
+    value: float
+    relevant: int | list[str] | None = None
+    hits: int | list[str] | None = None
 
 
 class HeldoutResult(msgspec.Struct, frozen=True):
-    """All held-out requests under one policy version."""
+    """All held-out requests under one policy version; metric: what the values of the rows are."""
 
     version: int
     rows: list[HeldoutRow]
+    metric: str = RECALL
 
     @property
-    def recalls(self) -> list[float]:
-        """Recall per request, in the order of `rows`."""
-        return [row.recall for row in self.rows]
+    def values(self) -> list[float]:
+        """The metric per request, in the order of `rows`."""
+        return [row.value for row in self.rows]
+
+    @property
+    def metric_key(self) -> str:
+        """Under which metrics.jsonl and W&B hold the mean."""
+        return heldout_key(self.metric)
 
     def interval(self) -> Interval:
-        """Mean recall with its 95 % bootstrap interval. Raises ValueError where there are no rows."""
-        return bootstrap_interval(self.recalls)
+        """The mean with its 95 % bootstrap interval. Raises ValueError where there are no rows."""
+        return bootstrap_interval(self.values)
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Evaluation:
     Attributes:
         start, trained: the policy before the first step and at the end; None where not measured.
         history: all evaluations by version, oldest first, start and trained among them.
-        baselines: recall per request of each fixed baseline.
+        baselines: the metric per request of each fixed baseline.
     """
 
     start: HeldoutResult | None = None
@@ -72,12 +80,22 @@ class Evaluation:
     history: tuple[HeldoutResult, ...] = ()
     baselines: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
+    @property
+    def metric(self) -> str:
+        """What all values here are."""
+        return self.history[-1].metric if self.history else RECALL
+
     def shown_baselines(self) -> dict[str, Interval]:
         """Each baseline; of `rarest_1`, `rarest_2`, … only the best, the smallest k on ties."""
-        means = {name: bootstrap_interval(recalls) for name, recalls in self.baselines.items()}
+        means = {name: bootstrap_interval(values) for name, values in self.baselines.items()}
         rarest = sorted(name for name in means if name.startswith("rarest"))
         best = max(rarest, key=lambda name: means[name].mean, default=None)
         return {name: interval for name, interval in means.items() if name == best or name not in rarest}
+
+
+def heldout_key(metric: str) -> str:
+    """Under which metrics.jsonl and W&B hold the mean of a metric over the held-out requests."""
+    return f"{metric}/heldout"
 
 
 def read_heldout(path: str | Path) -> HeldoutResult:
@@ -90,9 +108,9 @@ def write_heldout(path: str | Path, result: HeldoutResult) -> None:
     replace_file(path, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
 
 
-def write_baselines(path: str | Path, recalls: Mapping[str, Sequence[float]]) -> None:
-    """Write the recall per request of each baseline. Raises OSError."""
-    plain = {name: [float(value) for value in values] for name, values in recalls.items()}
+def write_baselines(path: str | Path, measured: Mapping[str, Sequence[float]]) -> None:
+    """Write the metric per request of each baseline. Raises OSError."""
+    plain = {name: [float(value) for value in values] for name, values in measured.items()}
     replace_file(path, msgspec.json.encode(plain) + b"\n")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.tracking.heldout import RECALL, heldout_key
 from common.tracking.metrics_log import Metrics, series
 
 _RECENT_STEPS = 20
@@ -56,8 +57,9 @@ class ProgressState:
         run, engine, device: names.
         step, steps: policy updates done, and of the whole run (0: not known yet).
         elapsed_s, eta_s: seconds since the start, and to the end (None: not known yet).
-        reward, heldout: (step, value) points; heldout recall only exists at evaluations.
-        baselines: held-out recall of the fixed baselines by name.
+        metric: what the task reports.
+        reward, heldout: (step, value) points; the metric on held-out requests only exists at evaluations.
+        baselines: the same of the fixed baselines by name.
         latest: the newest value of every metric.
         roles: the processes of the run.
         warning: the last warning, or "".
@@ -70,6 +72,7 @@ class ProgressState:
     steps: int = 0
     elapsed_s: float = 0.0
     eta_s: float | None = None
+    metric: str = RECALL
     reward: tuple[tuple[int, float], ...] = ()
     heldout: tuple[tuple[int, float], ...] = ()
     baselines: Mapping[str, float] = field(default_factory=dict)
@@ -88,8 +91,8 @@ def build_state(metrics: Sequence[Metrics], status: Mapping[str, Any], elapsed_s
 
     Args:
         metrics: lines of metrics.jsonl, one per step.
-        status: the newest snapshot of the run, any of the keys `run, engine, device, steps, baselines, roles,
-            warning`, and live metrics (`queue/score`, ...) under `live`, which win over the last step's.
+        status: the newest snapshot of the run, any of the keys `run, engine, device, steps, metric, baselines,
+            roles, warning`, and live metrics (`queue/score`, ...) under `live`, which win over the last step's.
         elapsed_s: seconds since the run started.
     """
     lines = list(metrics)
@@ -97,6 +100,7 @@ def build_state(metrics: Sequence[Metrics], status: Mapping[str, Any], elapsed_s
     for line in lines[-_RECENT_STEPS:]:
         latest.update({name: value for name, value in line.items() if value is not None})
     latest.update(status.get("live") or {})
+    metric = str(status.get("metric") or RECALL)
     step, steps = int(latest.get("step", 0)), int(status.get("steps") or 0)
     return ProgressState(
         run=str(status.get("run") or ""),
@@ -106,8 +110,9 @@ def build_state(metrics: Sequence[Metrics], status: Mapping[str, Any], elapsed_s
         steps=steps,
         elapsed_s=elapsed_s,
         eta_s=remaining_seconds(lines, step, steps),
+        metric=metric,
         reward=tuple(series(lines, "reward/mean")),
-        heldout=tuple(series(lines, "recall/heldout")),
+        heldout=tuple(series(lines, heldout_key(metric))),
         baselines={str(name): float(value) for name, value in (status.get("baselines") or {}).items()},
         latest=latest,
         roles=tuple(RoleStatus.from_snapshot(role) for role in status.get("roles") or ()),

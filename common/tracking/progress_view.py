@@ -39,7 +39,7 @@ def render(state: ProgressState) -> RenderableType:
     if state.started:
         parts += [_learning(state), _flow(state)]
     elif state.heldout or state.baselines:
-        parts.append(_recall_ruler(state))
+        parts.append(_ruler(state))
     parts.append(_roles(state))
     if state.warning:
         parts.append(Text.assemble(("! ", "bold yellow"), (plain(state.warning), "yellow")))
@@ -102,34 +102,34 @@ def _learning(state: ProgressState) -> RenderableType:
     grid.add_column(style="dim", no_wrap=True)
     latest = state.latest
     rewards = [value for _, value in state.reward]
-    invalid, recall = share(latest.get("reward/invalid_share")), figure(latest.get("recall/train"))
+    invalid, value = share(latest.get("reward/invalid_share")), figure(latest.get(f"{state.metric}/train"))
     grid.add_row(
         "reward",
         figure(latest.get("reward/mean")),
         Text(sparkline(rewards, _SPARK_WIDTH), style="cyan"),
-        f"invalid {invalid} · recall {recall}",
+        Text(f"invalid {invalid} · {plain(state.metric)} {value}"),
     )
-    recalls = [value for _, value in state.heldout]
+    evaluations = [value for _, value in state.heldout]
     grid.add_row(
         "held-out",
-        f"{recalls[-1]:.3f}" if recalls else "–",
-        Text(sparkline(recalls, _SPARK_WIDTH), style="magenta"),
-        _heldout_note(state),
+        f"{evaluations[-1]:.3f}" if evaluations else "–",
+        Text(sparkline(evaluations, _SPARK_WIDTH), style="magenta"),
+        Text(_heldout_note(state)),
     )
-    return Group(grid, _recall_ruler(state)) if state.heldout or state.baselines else grid
+    return Group(grid, _ruler(state)) if state.heldout or state.baselines else grid
 
 
 def _heldout_note(state: ProgressState) -> str:
     if not state.heldout:
-        return "recall not evaluated yet"
-    step, recall = state.heldout[-1]
+        return f"{plain(state.metric)} not evaluated yet"
+    step, value = state.heldout[-1]
     if not state.baselines:
-        return f"recall at step {step}"
-    beaten = sum(recall > value for value in state.baselines.values())
+        return f"{plain(state.metric)} at step {step}"
+    beaten = sum(value > other for other in state.baselines.values())
     return f"step {step} · above {beaten}/{len(state.baselines)} baselines"
 
 
-def _recall_ruler(state: ProgressState) -> RenderableType:
+def _ruler(state: ProgressState) -> RenderableType:
     """A scale from 0 to the next tenth above every mark: baselines as letters, the policy as a diamond."""
     current = state.heldout[-1][1] if state.heldout else None
     marks = sorted(state.baselines.items(), key=lambda item: item[1])
@@ -152,7 +152,10 @@ def _recall_ruler(state: ProgressState) -> RenderableType:
 
 
 def _scale_end(values: list[float]) -> float:
-    return min(1.0, max(1, int(max(values, default=0.0) * 10) + 1) / 10)
+    largest = max(values, default=0.0)
+    if largest > 1.0:  # a user's metric
+        return largest
+    return min(1.0, max(1, int(largest * 10) + 1) / 10)
 
 
 def _position(value: float, top: float) -> int:

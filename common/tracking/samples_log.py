@@ -16,7 +16,7 @@ class SamplesLog:
         self.path = self._file.path
 
     def sample(self, step: int, **fields: object) -> None:
-        """Write one sample, as a rule with `version, prompt_id, request, text, query, reward, recall`.
+        """Write one sample, as a rule with `version, prompt_id, request, text, query, reward` and the task's metric.
 
         Raises:
             OSError: the line could not be written; the file is as it was before.

@@ -9,16 +9,22 @@ from typing import Any
 
 from common.tracking.jsonl import encode_line, replace_file
 
+BASELINES = ("original", "and_all", "or_all", "rarest")
+
+
+def heldout_figure(metric: str, of: str) -> str:
+    """The key of the mean of a task's metric over the held-out requests.
+
+    of: "start", "trained" (the policy then), or a baseline.
+    """
+    return f"heldout_{metric}_{of}"
+
+
 REQUIRED_KEYS = (
     "engine",
     "steps",
     "trained_samples",
-    "heldout_recall_original",
-    "heldout_recall_and_all",
-    "heldout_recall_or_all",
-    "heldout_recall_rarest",
-    "heldout_recall_start",
-    "heldout_recall_trained",
+    *(heldout_figure("recall", of) for of in (*BASELINES, "start", "trained")),
     "heldout_ci95",
     "dropped_stale",
     "max_staleness_seen",
@@ -50,6 +56,14 @@ def update_summary(path: str | Path, fields: Mapping[str, object]) -> dict[str, 
     return ordered
 
 
-def missing_keys(summary: Mapping[str, object]) -> list[str]:
+def required_keys(metric: str) -> tuple[str, ...]:
+    """The keys a run must have whose task reports `metric`; not every engine has baselines with another than recall."""
+    if metric == "recall":
+        return REQUIRED_KEYS
+    baselines = {heldout_figure("recall", of) for of in BASELINES}
+    return tuple(key.replace("_recall_", f"_{metric}_") for key in REQUIRED_KEYS if key not in baselines)
+
+
+def missing_keys(summary: Mapping[str, object], metric: str = "recall") -> list[str]:
     """The required keys that `summary` lacks."""
-    return [key for key in REQUIRED_KEYS if key not in summary]
+    return [key for key in required_keys(metric) if key not in summary]

@@ -75,6 +75,15 @@ def test_everything_worth_watching_is_on_the_screen() -> None:
         assert shown in screen
 
 
+def test_another_metric_of_the_task_is_shown_under_its_name() -> None:
+    lines = [{"step": 1, "reward/mean": 1.0, "ndcg@10/train": 0.31, "ndcg@10/heldout": 0.42}]
+    screen = drawn(build_state(lines, {"steps": 4, "metric": "ndcg@10"}, elapsed_s=1.0))
+    assert "ndcg@10 0.310" in screen
+    assert "ndcg@10 at step 1" in screen
+    assert "◆ now 0.420" in screen
+    assert "recall" not in screen
+
+
 def test_before_the_first_step_every_role_says_what_it_does() -> None:
     roles = [
         {"name": "learner", "state": "starting", "phase": "building model", "fraction": 0.43, "since_s": 51},

@@ -114,6 +114,26 @@ def test_the_summary_has_every_key_with_the_right_figure(run: Path) -> None:
     assert summary["heldout_above_baselines"] is True
 
 
+def test_a_task_with_another_metric_has_it_in_every_name(run: Path) -> None:
+    for name, version in (("start", 0), ("trained", 20)):
+        rows = [
+            HeldoutRow(str(n), f"request {n}", "<answer>", "q", value=(n % 2) * version / 20) for n in range(REQUESTS)
+        ]
+        write_heldout(run / "heldout" / f"{name}.json", HeldoutResult(version, rows, "hits@20"))
+    (run / "heldout" / "baselines.json").unlink()
+    facts = {"engine": "vllm", "trained_samples": 5120, "dropped_stale": 0}
+    report = write_report(run, facts, curves=False)
+    assert report.notes == (), "not every engine has baselines"
+    assert (report.summary["heldout_hits@20_start"], report.summary["heldout_hits@20_trained"]) == (0.0, 0.5)
+    assert report.summary["heldout_metric"] == "hits@20"
+    assert not [key for key in report.summary if "recall" in key]
+    output = io.StringIO()
+    print_report(report, Console(file=output, width=200))
+    for text in (output.getvalue(), (run / "rewrites.md").read_text()):
+        assert "hits@20" in text
+        assert "recall" not in text.lower()
+
+
 def test_an_interval_that_touches_a_baseline_is_not_above_it(run: Path) -> None:
     write_heldout(run / "heldout" / "trained.json", result(20, [1.0] * 14 + [0.0] * 26))
     summary = write_report(run, curves=False).summary

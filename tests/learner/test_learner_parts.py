@@ -107,9 +107,23 @@ def test_an_evaluation_counts_every_request_once_and_invalid_answers_as_zero() -
     assert evaluation.done
     result = evaluation.result()
     assert [row.id for row in result.rows] == ["q0", "q1", "q2"]
-    assert result.recalls == [1.0, 0.0, 0.5]
+    assert result.values == [1.0, 0.0, 0.5]
     assert [row.query for row in result.rows] == ["asked", None, "asked"]
     assert result.version == 10
+
+
+def test_an_evaluation_carries_the_metric_of_its_task() -> None:
+    class Precise(PublicationSearch):
+        metric = "precision"
+
+    evaluation = Evaluation(0, 3, ROWS[:1], Precise(), max_tokens=8)
+    score = Scored(1.0, {"recall": 0.0, "precision": 0.25}, "asked", 3)
+    group = answer(evaluation.tickets()[0], 0.0)
+    group = m.ScoredGroup(group.ticket, group.rollout, m.GroupScores(group.ticket.ticket_id, "r", (score,)))
+    assert evaluation.receive(group)
+    result = evaluation.result()
+    assert (result.metric_key, result.values, result.rows[0].hits) == ("precision/heldout", [0.25], None)
+    assert describe_groups([group], 3, "precision")["precision/train"] == 0.25
 
 
 def status(busy: float, alive: float, tokens: float, slots: int = 0) -> m.StatusReply:

@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,10 @@ from hypothesis import strategies as st
 
 from common.data.beir import read_split
 from common.tasks import Row
+from common.tasks.evidence_seeking import EvidenceSeeking
+from common.tasks.publication_search import PublicationSearch
+from common.tasks.ranking import Ranking
+from rewarders.answerers.search import SearchAnswerer
 from rewarders.baselines import (
     baseline_queries,
     best_rarest,
@@ -60,6 +65,10 @@ class WordEngine(SearchEngine):
         return SearchResult(ids=tuple(found[: request.retmax]), count=len(found))
 
 
+def answerer(engine: SearchEngine, top_k: int, **options: Any) -> SearchAnswerer:
+    return SearchAnswerer(PublicationSearch(top_k=top_k), engine, **options)
+
+
 @given(st.text())
 def test_queries_hold_nothing_of_the_request_that_an_engine_could_read_as_syntax(text: str) -> None:
     words = search_words(text)
@@ -103,7 +112,7 @@ async def test_recalls_per_request(corpus: Path) -> None:
         Row("q2", "aspirin unicorns (", ("d1", "d4")),
         Row("q3", "risk of stroke", ("d4",)),
     ]
-    recalls = await evaluate_baselines(rows, engine, corpus, retmax=2)
+    recalls = await evaluate_baselines(rows, answerer(engine, 2), corpus)
     assert recalls["original"] == [1.0, 0.0, 0.0]
     assert recalls["and_all"] == [1.0, 0.0, 0.0]
     assert recalls["or_all"] == [1.0, 0.5, 0.0]
@@ -112,16 +121,53 @@ async def test_recalls_per_request(corpus: Path) -> None:
     assert max(engine.asked.values()) == 1
 
 
+def test_an_engine_without_operators_gets_bags_of_words() -> None:
+    frequencies = {"risk": 3, "stroke": 2, "aspirin": 1, "of": 4}
+    queries = baseline_queries("Risk of stroke: aspirin?", frequencies, "words")
+    assert queries == {
+        "original": "Risk of stroke: aspirin?",
+        "rarest_1_words": "aspirin",
+        "rarest_2_words": "aspirin stroke",
+        "rarest_3_words": "aspirin stroke risk",
+        "rarest_4_words": "aspirin stroke risk of",
+        "rarest_5_words": "aspirin stroke risk of",
+    }
+    assert list(baseline_queries("Risk of stroke", None, "words")) == ["original"]
+    assert list(baseline_queries("Risk of stroke", None)) == ["original", "and_all", "or_all"]
+
+
+class TextEngine(WordEngine):
+    """The same with the texts of what it found."""
+
+    async def search(self, request: SearchRequest) -> SearchResult:
+        assert request.with_texts
+        found = await super().search(request)
+        texts, titles = tuple(DOCUMENTS[i][1] for i in found.ids), tuple(DOCUMENTS[i][0] for i in found.ids)
+        return SearchResult(found.ids, found.count, texts=texts, titles=titles)
+
+
+async def test_the_task_says_what_is_measured(corpus: Path) -> None:
+    rows = [Row("q1", "risk", answers=("bleeding",)), Row("q2", "stroke", answers=("bleeding",))]
+    task = EvidenceSeeking()
+    measured = await evaluate_baselines(rows, SearchAnswerer(task, TextEngine()), corpus, "words")
+    assert measured["original"] == measured["rarest_1_words"] == [1.0, 0.0]
+    ranked = Ranking(dataset="scifact")
+    rows = [Row("q1", "risk", ("d1", "d2"), grades=(2.0, 1.0)), Row("q2", "risk", ("d4",))]
+    values = (await evaluate_baselines(rows, SearchAnswerer(ranked, WordEngine()), corpus, "words"))["original"]
+    assert values == [1.0, pytest.approx(1 / 2)], "d1, d2, d4: the third place counts 1 / log2(4)"
+
+
+async def test_a_folder_without_a_corpus_of_words_has_no_rarest(tmp_path: Path) -> None:
+    measured = await evaluate_baselines([Row("q1", "risk", ("d1",))], answerer(WordEngine(), 2), tmp_path)
+    assert list(measured) == ["original", "and_all", "or_all"]
+
+
 async def test_an_outage_is_not_a_recall_of_zero(corpus: Path) -> None:
     engine = WordEngine()
     engine.down = True
     with pytest.raises(EngineUnavailable):
         await evaluate_baselines(
-            [Row("q1", "risk", ("d1",))],
-            engine,
-            corpus,
-            retmax=2,
-            retrier=Retrier(RetryPolicy(attempts=1)),
+            [Row("q1", "risk", ("d1",))], answerer(engine, 2, retrier=Retrier(RetryPolicy(attempts=1))), corpus
         )
 
 
@@ -138,7 +184,7 @@ async def test_scifact_claims_through_the_client_and_the_local_pubmed(tmp_path: 
         await serve(ServerSettings(corpus=folder, cache_folder=tmp_path)) as server,
         PubMedEngine(PubMedSettings(base_url=server.base_url, api_key_env=None)) as engine,
     ):
-        recalls = await evaluate_baselines(rows, engine, folder, retmax=50, sort="pub_date")
+        recalls = await evaluate_baselines(rows, answerer(engine, 50), folder)
     means = {name: sum(values) / len(values) for name, values in recalls.items()}
     assert means["rarest_1"] == pytest.approx(0.545, abs=0.005)
     assert means["rarest_2"] == pytest.approx(0.356, abs=0.01)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from common.scores import InvalidOutput, Scored, Unavailable
-from common.tasks import Outcome, ParsedAnswer, Row
+from common.tasks import Outcome, ParsedAnswer, ParseFailure, Row
 from common.tasks.publication_search import PublicationSearch
 from rewarders.engines.base import BadQuery, EngineUnavailable, SearchEngine, SearchRequest, SearchResult
 from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
@@ -167,6 +167,24 @@ async def test_code_that_fails_is_fatal_and_says_where(engine: ListedEngine) -> 
     scorer = search_scorer(Broken(), engine)
     with pytest.raises(ScoringError, match=r"row 'q1': ZeroDivisionError: .* \(test_scoring.py, line \d+\)$"):
         await scorer.score_group([answer("all"), "malformed", answer("none")], ROW)
+
+
+class Unbounded(PublicationSearch):
+    """A user's task that measures no number."""
+
+    def measure(self, row: Row, answer: ParsedAnswer, outcome: Outcome) -> dict[str, float]:
+        return {"recall": 1.0, "precision": float("inf")}
+
+    def parse(self, text: str) -> ParsedAnswer | ParseFailure:
+        return super().parse(text[text.index("<think>") :])
+
+
+async def test_whatever_the_tasks_own_code_does_is_fatal(engine: ListedEngine) -> None:
+    scorer = search_scorer(Unbounded(), engine)
+    with pytest.raises(ScoringError, match=r"row 'q1': .*finite"):
+        await scorer.score_text(answer("all"), ROW)
+    with pytest.raises(ScoringError, match="row 'q1': substring not found"):
+        await scorer.score_text("no tags", ROW)
 
 
 async def test_a_metric_without_a_number_is_fatal_and_is_named(engine: ListedEngine) -> None:

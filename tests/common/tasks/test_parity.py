@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,9 @@ FAULTS = {
     "ideal_order": "the ideal order of graded documents is the one in which the data lists them",
     "timeout_is_empty": "a query that is stopped counts as one that returned nothing",
 }
+
+# Faults of asking the engine, not of scoring: tests/rewarders/test_pubmed_faults.py and test_pubmed_client.py.
+ELSEWHERE = {"outage_is_punished", "query_in_the_url"}
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,10 @@ RECALL_TOTALS = {
     5: 1.1, 4: -2.5, 1: -2.5, 0: -2.5,
 }  # fmt: skip
 SEARCH_CASES = [
+    Case("an id returned twice counts once", GOOD, Hits(("0", "0", "1"), 3), -2.5),
+    Case("hits in any order", GOOD, Hits(WANTED[69::-1], 70), 6.0),
+    Case("more found than wanted", GOOD, Hits((*(f"x{n}" for n in range(2900)), *WANTED), 9000), 6.0),
+    Case("nothing returned", GOOD, Hits((), 0), -2.5),
     *(Case(f"recall {found} %", GOOD, Hits(WANTED[:found], found), total) for found, total in RECALL_TOTALS.items()),
     *format_cases(GOOD, ALL_FOUND, -4.0, -3.0, 6.0),
     Case("refused query", GOOD, REFUSED, -3.0),
@@ -333,21 +341,61 @@ def test_birds_form_without_reasoning_pays_for_sql_that_fails_while_running() ->
 # ------------------------------------------------------------------ the form without reasoning, and leniency
 
 
-@pytest.mark.parametrize(("name", "tags", "json"), [("publication_search", -4.0, -3.0), ("ranking", -2.0, -2.0)])
-def test_the_form_without_reasoning(name: str, tags: float, json: float) -> None:
-    task = load_task(name, reasoning=False)
-    hits = Hits(("d1",), 1)
-    best = reward(task, '<answer>{"query": "a query"}</answer>', ONE, hits)
+FAMILIES = [
+    ("publication_search", {}, ONE, Hits(("d1",), 1), (6.0, -4.0, -3.0)),
+    ("trial_search", {}, ONE, Hits(("d1",), 1), (6.0, -4.0, -3.0)),
+    ("evidence_seeking", {"dataset": "nq"}, EVIDENCE_ROW, found_at(1, 1), (6.0, -4.0, -3.0)),
+    ("evidence_seeking", {"dataset": "triviaqa"}, EVIDENCE_ROW, found_at(1, 1), (6.0, -4.0, -3.0)),
+    ("evidence_seeking", {"dataset": "squad"}, EVIDENCE_ROW, found_at(1, 1), (6.0, -4.0, -2.0)),
+    ("ranking", {"dataset": "fever"}, ONE, Hits(("d1",), 1), (1.1, -2.0, -2.0)),
+    ("text_to_sql", {"dataset": "bird"}, SQL_ROW, ran((1,), (2,)), (1.1, -2.0, -2.0)),
+    ("text_to_sql", {"dataset": "spider"}, SQL_ROW, ran((1,), (2,)), (1.1, -2.0, -2.0)),
+]
+families = pytest.mark.parametrize(
+    ("name", "options", "row", "outcome", "prices"), FAMILIES, ids=lambda value: value if isinstance(value, str) else ""
+)
+
+
+@families
+def test_the_form_without_reasoning(
+    name: str, options: dict[str, Any], row: Row, outcome: Outcome, prices: tuple[float, float, float]
+) -> None:
+    task, (best, tags, json) = load_task(name, reasoning=False, **options), prices
+    good = GOOD_SQL if name == "text_to_sql" else GOOD
+    body = good.removeprefix(THINK)
+    inside = body.removeprefix("<answer>").removesuffix("</answer>")
     cases = [
-        Case("good", '<answer>{"query": "a query"}</answer>', hits, best),
-        Case("no tags", '{"query": "a query"}', None, tags),
-        Case("two answers", '<answer>{"query": "a"}</answer>' * 2, None, tags),
-        Case("wrong order", '</answer>{"query": "a query"}<answer>', None, tags),
+        Case("good", body, outcome, best),
+        Case("no tags", inside, None, tags),
+        Case("two answers", body * 2, None, tags),
+        Case("wrong order", f"</answer>{inside}<answer>", None, tags),
         Case("bare query", "<answer>a query</answer>", None, json),
-        Case("thoughts all the same", GOOD, hits, best, tags, "think_tags_ignored"),
+        Case("thoughts all the same", good, outcome, best, tags, "think_tags_ignored"),
     ]
     for case in cases:
-        check(task, ONE, case)
+        check(task, row, case)
+
+
+@families
+def test_a_prompt_that_ends_with_the_opening_tag(
+    name: str, options: dict[str, Any], row: Row, outcome: Outcome, prices: tuple[float, float, float]
+) -> None:
+    # As in the original: the tag of the prompt counts as the answer's own.
+    task, (best, tags, _) = load_task(name, prefill=True, **options), prices
+    good = GOOD_SQL if name == "text_to_sql" else GOOD
+    check(task, row, Case("goes on", good.removeprefix("<think>"), outcome, best))
+    check(task, row, Case("opens it again", good, None, tags))
+    check(task, row, Case("never closes it", good.removeprefix(THINK), None, tags))
+
+
+@families
+def test_the_lenient_format_of_every_task_is_the_originals(
+    name: str, options: dict[str, Any], row: Row, outcome: Outcome, prices: tuple[float, float, float]
+) -> None:
+    task, (best, tags, json) = load_task(name, strict=False, **options), prices
+    good = GOOD_SQL if name == "text_to_sql" else GOOD
+    for case in format_cases(good, outcome, tags, json, best):
+        assert reward(task, case.text, row, case.outcome or outcome) == pytest.approx(case.original), case.name
 
 
 @pytest.mark.parametrize("case", SEARCH_CASES, ids=lambda case: case.name)
@@ -358,9 +406,8 @@ def test_lenient_format_is_the_originals(case: Case) -> None:
 
 
 def test_every_fault_is_documented_and_every_documented_fault_is_tested() -> None:
-    documented = {
-        line.split("`")[1] for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `")
-    }
-    assert set(FAULTS) <= documented
+    section = DOCS.read_text(encoding="utf-8").partition("## Where we differ")[2].partition("\n## ")[0]
+    documented = {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")}
+    assert documented == set(FAULTS) | ELSEWHERE
     cases = [*SEARCH_CASES, *NQ_CASES, *(case for _, case in RANKING_CASES), *BIRD_CASES]
     assert {case.fault for case in cases if case.fault} | {"think_tags_ignored"} == set(FAULTS)
