@@ -35,7 +35,7 @@ def cache_settled(config: Config, folder: RunFolder) -> CacheConfig:
     if cache.mode != "memory":
         named = cache.folder and Path(os.path.expandvars(cache.folder)).expanduser().resolve()
         updates["folder"] = str(named or folder.searches)
-    if cache.mode == "disk" and cache.source is None:
+    if cache.mode == "disk" and cache.source is None and kind != "sqlite":  # whose answers are no searches
         if kind not in REMOTE or search.url is None:
             updates["source"] = f"corpus {_fingerprint(Path(config.data.corpus))}"
         elif urlsplit(search.url).hostname in ("localhost", "127.0.0.1", "::1"):
