@@ -9,7 +9,6 @@ from common.config import Config
 from common.tasks import Task
 
 if TYPE_CHECKING:
-    from common.transport.client import BrokerClient
     from rewarders.answerers.base import Answerer
     from rewarders.answerers.sql import SqlAnswerer
     from rewarders.cache.shared import FleetResults
@@ -33,14 +32,6 @@ def engine_of(config: Config, permit: Permit | None = None) -> SearchEngine:
             return recording_engine(config, upstream_of(config, permit))
         case _:
             return upstream_of(config, permit)
-
-
-def permit_of(config: Config, client: BrokerClient) -> Permit | None:
-    """What a rewarder enters around every request upstream: the quota, in its own order; None: there is none."""
-    from rewarders.search_order import SearchOrder
-
-    quota = config.search.quota
-    return SearchOrder(client.quota_slot, quota.requests) if quota else None
 
 
 def upstream_of(config: Config, permit: Permit | None = None) -> SearchEngine:
@@ -79,19 +70,22 @@ def answerer_of(
     """
     if config.search.engine == "sqlite":
         return sql_answerer_of(config, task)
+    permit = _in_order(config, permit)
     from deploy.search_cache import search_cache_of
     from rewarders.answerers.search import SearchAnswerer
     from rewarders.breaker import Breaker
+    from rewarders.cache import SearchCache
     from rewarders.engines.guarded import GuardedEngine, guarded
     from rewarders.retry import Retrier, RetryPolicy
 
     breaker = Breaker(config.search.breaker.failures, config.search.breaker.pause_s)
     retrier: Retrier = Retrier(RetryPolicy(attempts=config.search.attempts))
+    cache: SearchCache = search_cache_of(config, fleet)
     return SearchAnswerer(
         task,
         GuardedEngine(engine_of(config, guarded(permit, breaker) if permit else None), breaker),
         sort=config.search.sort,
-        cache=search_cache_of(config, fleet),
+        cache=cache,
         retrier=retrier,
     )
 
@@ -115,6 +109,14 @@ def sql_answerer_of(config: Config, task: Task) -> SqlAnswerer:
 def has_server(config: Config) -> bool:
     """Whether the engine answers over HTTP; SQLite runs inside every rewarder."""
     return config.search.engine != "sqlite"
+
+
+def _in_order(config: Config, permit: Permit | None) -> Permit | None:
+    """`permit`, entered in the order in which groups are to be finished."""
+    from rewarders.search_order import SearchOrder
+
+    quota = config.search.quota
+    return permit if permit is None or quota is None else SearchOrder(permit, quota.requests)
 
 
 def pubmed_settings(config: Config) -> PubMedSettings:

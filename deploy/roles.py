@@ -23,7 +23,7 @@ from common.run_folder import RunFolder
 from common.tasks.from_config import task_of
 from common.transport.client import BrokerClient
 from common.transport.keys import load_run_keys
-from deploy.engines import answerer_of, permit_of
+from deploy.engines import answerer_of
 from deploy.service_rules import check_service
 
 logger = logging.getLogger(__name__)
@@ -91,9 +91,9 @@ def run_broker(config: Config, keys: Path, port: int) -> None:
         heartbeat_s=section.heartbeat_s,
         queue_items=section.queue_items,
         queue_bytes=section.queue_mib << 20,
-        quota=(quota.requests, quota.window_s, hard_deadline_s) if quota else None,
         quota_mode=quota.mode if quota else "strict",
         shared_bytes=config.search.cache.share_mib << 20,
+        quota=(quota.requests, quota.window_s, hard_deadline_s) if quota else None,
     )
     service = BrokerService(settings, time.monotonic())
     hours = off_peak_hours if quota and quota.off_peak else None
@@ -139,7 +139,8 @@ async def _rewarder(config: Config, keys: Path, endpoint: str, name: str) -> Non
     if config.search.quota and config.search.quota.off_peak:
         client.pause = _why_paused
     try:
-        async with answerer_of(config, task, permit_of(config, client), client.shared) as answerer:
+        permit = client.quota_slot if config.search.quota else None
+        async with answerer_of(config, task, permit, client.shared) as answerer:
             rewarder = Rewarder(client, Scorer(task, answerer), config.rewarder.concurrent_groups)
             _drain_on_signals(rewarder.drain)
             await rewarder.run()

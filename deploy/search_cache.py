@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rewarders.cache.shared import FleetResults
     from rewarders.engines.base import SearchEngine
 
-REMOTE = ("pubmed", "ctgov")  # reached by URL; the others are local, and asked faster than the broker
+REMOTE = ("pubmed", "ctgov")  # reached by URL; the others are local
 _CORPUS_FILE = "corpus.jsonl"
 
 
@@ -35,7 +35,7 @@ def cache_settled(config: Config, folder: RunFolder) -> CacheConfig:
     if cache.mode != "memory":
         named = cache.folder and Path(os.path.expandvars(cache.folder)).expanduser().resolve()
         updates["folder"] = str(named or folder.searches)
-    if cache.mode == "disk" and cache.source is None:
+    if cache.mode == "disk" and cache.source is None and kind != "sqlite":  # whose answers are no searches
         if kind not in REMOTE or search.url is None:
             updates["source"] = f"corpus {_fingerprint(Path(config.data.corpus))}"
         elif urlsplit(search.url).hostname in ("localhost", "127.0.0.1", "::1"):
@@ -66,7 +66,8 @@ def search_cache_of(config: Config, fleet: FleetResults | None = None) -> Search
     from rewarders.cache.disk import DiskResults
 
     section = config.search.cache
-    share = section.share and section.mode != "replay" and config.search.engine in REMOTE
+    # Without a quota, asking the engine costs no more than asking the broker.
+    wanted = config.search.quota is not None if section.share is None else section.share
     disk = None
     if section.mode == "disk":
         disk = DiskResults(_folder(config), max_bytes=section.disk_mib << 20, max_age_s=section.max_age_h * 3600.0)
@@ -74,7 +75,7 @@ def search_cache_of(config: Config, fleet: FleetResults | None = None) -> Search
         config.rewarder.cache_entries,
         source=source_of(config),
         disk=disk,
-        fleet=fleet if share else None,
+        fleet=fleet if wanted and section.mode != "replay" else None,
     )
 
 

@@ -29,10 +29,9 @@ from typing import Literal, NamedTuple
 from common import cache_messages as c
 from common import messages as m
 from common.adaptive_quota import AdaptivePool
+from common.broker import sharing
 from common.broker.conduct import Conduct
-from common.broker.sharing import Sharing
 from common.quota import USE_GRANT_WITHIN_S, Reply, SlotPool
-from common.shared_cache import SharedCache
 from common.stages import Offer, Stage
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,6 @@ MAX_CREDIT = 1024  # leases of one stage in one peer's hands, whatever it declar
 MAX_SLOT_REQUESTS = 4096  # of one peer, waiting
 MAX_PEERS = 4096  # peers remembered, well-behaved or not; the longest silent is forgotten first
 STATUS_EVERY_S = 0.05  # requests for the status that come closer together are answered together
-SHARED_PROMISE_S = 15.0  # who fetches a search result for all says within this time that it still does
 RENEW_CLOSURE_S = 1.0  # a quota that is kept closed opens by itself so long after it was last told to stay closed
 
 
@@ -112,10 +110,10 @@ class BrokerService:
         }
         self.slots = _slot_pool(settings, now)
         self._quota_waits_for = ("", float("-inf"))  # why it is kept closed, and until when
-        self.sharing = Sharing(SharedCache(SHARED_PROMISE_S, settings.shared_bytes), now)
         self.state: m.RunState | None = None
         self.conduct = Conduct(settings.bad_frames_allowed, settings.ban_s, settings.heartbeat_s, MAX_PEERS)
         self.handled_messages = 0
+        self.sharing = sharing.Sharing(settings.shared_bytes, now)
         self.rejected_frames = 0
         self._peers: OrderedDict[str, _Peer] = OrderedDict()  # the longest silent first
         self._status_wanted: dict[str, None] = {}
@@ -277,6 +275,9 @@ class BrokerService:
             case m.Announce(state):
                 self._require(known, "learner", message)
                 return self._announce(peer, state)
+            case c.CacheGet() | c.CachePut() | c.CacheFailed() | c.CacheRenew():
+                self._require(known, "rewarder", message)
+                self.sharing.handle(peer, message, payload, now)
             case m.SlotRequest(request):
                 self._require(known, "rewarder", message)
                 self._request_slot(peer, request, now)
@@ -288,9 +289,6 @@ class BrokerService:
                 if self.slots is not None:
                     self.slots.throttled(retry_after_s, now, refused)
                     self._quota_waits_for = ("the service, which asked for a pause", now + retry_after_s)
-            case c.CacheGet() | c.CachePut() | c.CacheFailed() | c.CacheRenew():
-                self._require(known, "rewarder", message)
-                self.sharing.handle(peer, message, payload, now)
             case m.StatusRequest():
                 self._status_wanted[peer] = None
             case m.Bye():

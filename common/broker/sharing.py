@@ -6,14 +6,16 @@ from common import cache_messages as c
 from common import messages as m
 from common.shared_cache import Promoted, SharedCache, Told
 
+PROMISE_S = 15.0  # who fetches a result for all says within this time that it still does
+
 ToSend = tuple[str, m.AnyFromBroker, m.Payload]
 
 
 class Sharing:
     """Answers gather until `outgoing` takes them, because a peer that leaves makes some too."""
 
-    def __init__(self, cache: SharedCache, now: float) -> None:
-        self.cache = cache
+    def __init__(self, max_bytes: int, now: float) -> None:
+        self.cache = SharedCache(PROMISE_S, max_bytes)
         self._now = now
         self._outbox: list[ToSend] = []
 

@@ -105,7 +105,9 @@ class CacheConfig(Section):
     folder: str | None = Field(
         None, description="Where disk, record and replay keep results; null: searches/ in the run's folder"
     )
-    share: bool = Field(True, description="Share results and searches in flight among all rewarders, by the broker")
+    share: bool | None = Field(
+        None, description="Share results and searches in flight among all rewarders; null: where there is a quota"
+    )
     share_mib: PositiveInt = Field(256, description="Most MiB of results the broker holds for sharing")
     disk_mib: PositiveInt = Field(1024, description="disk: most MiB kept; what was not used for longest goes first")
     max_age_h: PositiveFloat = Field(

@@ -128,9 +128,9 @@ class BrokerClient:
         self._state_changed = asyncio.Condition()
         self._status_waiters: list[asyncio.Future[m.StatusReply]] = []
         self._slot_waiters: dict[int, _SlotWaiter] = {}
-        self.shared = SharedResults(self._send)
         self._request_numbers = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
+        self.shared = SharedResults(self._send)
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.identity = name.encode()
@@ -352,12 +352,12 @@ class BrokerClient:
                     QuotaSlot(message, self._send).unused()
                 else:
                     waiter.granted.set_result(message)
-            case c.CacheValue() | c.CacheFetch() | c.CacheWait():
-                self.shared.handle(message, payload)
             case m.StatusReply():
                 for waiting in self._status_waiters:
                     if not waiting.done():
                         waiting.set_result(message)
+            case c.CacheValue() | c.CacheFetch() | c.CacheWait():
+                self.shared.handle(message, payload)
             case m.Refused(tickets):
                 self.refused.put_nowait(tickets)
             case m.Superseded(incarnation) if incarnation > self._incarnation:
@@ -373,12 +373,12 @@ class BrokerClient:
         self._broker_epoch = welcome.broker_epoch
         self._held.clear()
         self._newest_seen.clear()
-        self.shared.welcomed()
         for waiter in list(self._slot_waiters.values()):
             if not waiter.granted.done():
                 self._ask_for_slot(waiter)
         if welcome.state is not None and self._role != "learner":
             await self._set_state(welcome.state)
+        self.shared.welcomed()
         if self._on_connect is not None:
             self._on_connect()
 

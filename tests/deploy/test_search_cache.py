@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from common.config import Config
+from common.config.schema import QuotaConfig
 from common.run_folder import RunFolder
 from common.tasks.from_config import task_of
 from deploy.engines import answerer_of, engine_of
@@ -84,7 +85,7 @@ async def test_every_mode_asks_who_it_should(tmp_path: Path) -> None:
     assert "search.cache.mode=record" in message
 
 
-async def test_only_upstreams_are_shared_and_only_where_it_is_wanted(tmp_path: Path) -> None:
+async def test_results_are_shared_where_a_quota_makes_it_worth_while_or_it_is_wanted(tmp_path: Path) -> None:
     class Fleet:
         def __init__(self) -> None:
             self.asked = 0
@@ -102,12 +103,19 @@ async def test_only_upstreams_are_shared_and_only_where_it_is_wanted(tmp_path: P
     async def fetch(_: SearchRequest) -> SearchResult:
         return SearchResult((), 0)
 
-    asked = []
-    for options in ({}, {"share": False}, {"mode": "record"}, {"mode": "replay"}):
-        fleet = Fleet()
-        await search_cache_of(settled(tmp_path, **options), fleet).search(SearchRequest("heart", 1), fetch)
-        asked.append(fleet.asked)
-    assert asked == [1, 0, 1, 0]
+    async def shares(quota: bool, **cache: Any) -> bool:
+        fleet, given = Fleet(), settled(tmp_path, **cache)
+        search = given.search.model_copy(update={"quota": QuotaConfig() if quota else None})
+        given = given.model_copy(update={"search": search})
+        await search_cache_of(given, fleet).search(SearchRequest("heart", 1), fetch)
+        return fleet.asked == 1
+
+    assert await shares(quota=True)
+    assert await shares(quota=True, mode="record")
+    assert await shares(quota=False, share=True)
+    assert not await shares(quota=False)
+    assert not await shares(quota=True, share=False)
+    assert not await shares(quota=True, mode="replay"), "the recording has all there is"
 
 
 async def test_disk_results_serve_the_next_run(tmp_path: Path) -> None:
