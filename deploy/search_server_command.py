@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from common.config import Config
-from common.config.schema import Bm25Config, DenseConfig
+from common.config.schema import Bm25Config, DenseConfig, Section
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("pubmed", "ctgov", "bm25", "dense")
-_BM25, _DENSE = Bm25Config(), DenseConfig()
+SECTIONS: Final[dict[str, type[Section]]] = {"bm25": Bm25Config, "dense": DenseConfig}
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -32,33 +36,44 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     server.add_argument("--fault-rate", type=float, default=0.0, help="share of requests that fail as they do there")
     server.add_argument("--fault-seed", type=int, default=0, help="seed of the sequence of faults")
     server.add_argument("--data-timestamp", help="ctgov: what /version says; default: made from the records")
-    server.add_argument("--threads", type=int, default=1, help="bm25: per process; dense: of encoder and index")
-    _add_bm25(server.add_argument_group("bm25"))
-    _add_dense(server.add_argument_group("dense"))
+    for name, section in SECTIONS.items():
+        _add_section(server, server.add_argument_group(f"{name} (search.{name} of a config)"), section)
     server.set_defaults(handler=run)
     return server
 
 
-def _add_bm25(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--k1", type=float, default=_BM25.k1, help="saturation of term frequency")
-    group.add_argument("--b", type=float, default=_BM25.b, help="length normalisation")
-    group.add_argument("--syntax", choices=["words", "boolean"], default=_BM25.syntax, help="query language")
-    group.add_argument("--processes", type=int, default=_BM25.processes, help="JVMs")
+def _add_section(server: argparse.ArgumentParser, group: argparse._ArgumentGroup, section: type[Section]) -> None:
+    """An option for every key of a section, None where it is not given."""
+    there = {option for action in server._actions for option in action.option_strings}
+    for name, field in section.model_fields.items():
+        option = f"--{name.replace('_', '-')}"
+        if option in there:  # both have `threads`
+            continue
+        if field.annotation is bool:
+            group.add_argument(option, action=argparse.BooleanOptionalAction, help=field.description)
+        else:
+            group.add_argument(option, type=_reader(field), metavar=name.upper(), help=field.description)
 
 
-def _add_dense(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--encoder", default=_DENSE.encoder, help="folder or hub id; default: made from the corpus")
-    group.add_argument("--pooling", choices=["mean", "cls", "last"], default=_DENSE.pooling)
-    group.add_argument("--query-prefix", default=_DENSE.query_prefix, help="put before every query")
-    group.add_argument("--passage-prefix", default=_DENSE.passage_prefix, help="put before every passage")
-    group.add_argument(
-        "--normalize", action=argparse.BooleanOptionalAction, default=_DENSE.normalize, help="unit vectors (cosine)"
-    )
-    group.add_argument("--index", choices=["flat", "hnsw"], default=_DENSE.index, help="exact or approximate")
-    group.add_argument(
-        "--gpu", action=argparse.BooleanOptionalAction, default=_DENSE.gpu, help="search on the GPU (faiss-gpu)"
-    )
-    group.add_argument("--batch", type=int, default=_DENSE.batch, help="most queries encoded at once")
+def _reader(field: FieldInfo) -> Callable[[str], Any]:
+    """Reads a value as a config does, bounds included."""
+    annotated: Any = Annotated[field.annotation, field]
+    adapter: TypeAdapter[Any] = TypeAdapter(annotated)
+
+    def read(text: str) -> Any:
+        try:
+            return adapter.validate_python(text)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(error.errors()[0]["msg"]) from None
+
+    return read
+
+
+def section_of(arguments: argparse.Namespace) -> Section:
+    """The section of the engine that the options describe."""
+    kind = SECTIONS[arguments.kind]
+    given = {name: getattr(arguments, name) for name in kind.model_fields}
+    return kind(**{name: value for name, value in given.items() if value is not None})
 
 
 def options_of(config: Config) -> tuple[str, ...]:
@@ -72,9 +87,8 @@ def options_of(config: Config) -> tuple[str, ...]:
     }
     if search.quota is not None:
         words |= {"--quota": search.quota.requests, "--window": search.quota.window_s}
-    if search.engine in ("bm25", "dense"):
-        section = search.bm25 if search.engine == "bm25" else search.dense
-        for name, value in section.model_dump().items():
+    if search.engine in SECTIONS:
+        for name, value in getattr(search, search.engine).model_dump().items():
             option = name.replace("_", "-")
             if isinstance(value, bool):
                 words[f"--{option}" if value else f"--no-{option}"] = None
@@ -120,17 +134,16 @@ def _run_retrieval(arguments: argparse.Namespace, common: dict[str, Any]) -> Non
     from rewarders.servers.traffic import ServerSettings
 
     progress = _Progress()
+    options = section_of(arguments).model_dump()
 
     def make(corpus: Path, cache: Path | None) -> Backend:
         if arguments.kind == "bm25":
             from rewarders.servers.retrieval.lucene import LuceneBackend, LuceneSettings
 
-            names = Bm25Config.model_fields
-            return LuceneBackend(corpus, LuceneSettings(**{n: getattr(arguments, n) for n in names}), cache, progress)
+            return LuceneBackend(corpus, LuceneSettings(**options), cache, progress)
         from rewarders.servers.retrieval.dense import DenseBackend, DenseSettings
 
-        names = DenseConfig.model_fields
-        return DenseBackend(corpus, DenseSettings(**{n: getattr(arguments, n) for n in names}), cache, progress)
+        return DenseBackend(corpus, DenseSettings(**options), cache, progress)
 
     serve(ServerSettings(**common), make, progress)
 

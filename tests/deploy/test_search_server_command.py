@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from common.config import Config
-from common.config.schema import Bm25Config, DenseConfig
 from deploy.cli import _parse
 from deploy.engines import engine_of
-from deploy.search_server_command import options_of
+from deploy.search_server_command import options_of, section_of
 from rewarders.engines.base import SearchRequest
 from rewarders.engines.retrieval import RetrievalEngine
 
@@ -39,17 +38,23 @@ def test_every_key_of_the_section_reaches_the_command(engine: str) -> None:
     arguments = _parse(["search-server", *options_of(config)])
     assert (arguments.kind, arguments.quota, arguments.window, arguments.latency_ms) == (engine, 3, 2.0, 4.0)
     if engine in sections:
-        kinds: dict[str, type[Bm25Config | DenseConfig]] = {"bm25": Bm25Config, "dense": DenseConfig}
-        given = {name: getattr(arguments, name) for name in kinds[engine].model_fields}
-        assert given == sections[engine] == getattr(config.search, engine).model_dump()
+        assert section_of(arguments).model_dump() | sections[engine] == section_of(arguments).model_dump()
+        assert section_of(arguments) == getattr(config.search, engine)
 
 
 @pytest.mark.parametrize("engine", ["bm25", "dense"])
 def test_defaults_are_those_of_the_config(engine: str) -> None:
-    arguments = _parse(["search-server", *options_of(config_of(engine))])
-    section = getattr(Config().search, engine)
-    assert {name: getattr(arguments, name) for name in section.model_dump()} == section.model_dump()
+    own = getattr(Config().search, engine)
+    assert section_of(_parse(["search-server", engine, "--corpus", "c"])) == own
+    assert section_of(_parse(["search-server", *options_of(config_of(engine))])) == own
     assert isinstance(engine_of(config_of(engine)), RetrievalEngine)
+
+
+@pytest.mark.parametrize("wrong", ["--b=2", "--k1=x", "--syntax=sql", "--processes=0"])
+def test_values_a_config_would_not_take_are_named(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parse(["search-server", "bm25", "--corpus", "c", wrong])
+    assert f"argument {wrong.partition('=')[0]}: Input should be" in capsys.readouterr().err
 
 
 async def test_bm25_serves_until_a_signal(tmp_path: Path) -> None:
