@@ -33,8 +33,8 @@ def rogue(folder: Path, answer: bytes, *, starts: bool) -> str:
     package = folder / "rewarders" / "sql"
     package.mkdir(parents=True)
     source = Path(str(rewarders.__file__)).parent
-    for name in ("__init__.py", "wire.py", "limits.py"):
-        (package / name).write_text((source / "sql" / name).read_text())
+    for name in ("frames.py", "sql/__init__.py", "sql/wire.py", "sql/limits.py"):
+        (folder / "rewarders" / name).write_text((source / name).read_text())
     (folder / "rewarders" / "__init__.py").write_text("")
     program = _ROGUE.replace("ANSWER", repr(answer)).replace("START", repr(starts))
     (package / "worker.py").write_text(program)
