@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +26,7 @@ from rewarders.servers.retrieval.sealed import locked
 from rewarders.servers.retrieval.vectors import ensure_vectors
 
 # Part of every name in the cache: what other code wrote is never opened.
-FORMAT: Final = 2
+FORMAT: Final = 1
 # Rows beyond the wanted ones that are looked at to break a tie by id.
 _MOST_TIED: Final = 4096
 
@@ -59,8 +59,8 @@ class DenseIndex:
         self._index = index
         self._prefix = settings.query_prefix
         number_of, row_of = passages.number_of(), passages.row_of()
-        # Documents of row r, by number: documents[starts[r]:starts[r + 1]], as in a CSR matrix.
-        order = np.lexsort((number_of, row_of))
+        # Documents of row r: documents[starts[r]:starts[r + 1]], as in a CSR matrix.
+        order = np.argsort(row_of, kind="stable")
         self._documents = number_of[order]
         self._starts = np.searchsorted(row_of[order], np.arange(index.rows + 1))
         self._shared = len(order) != index.rows
@@ -137,29 +137,29 @@ def open_index(corpus: Path, settings: DenseSettings, cache_folder: Path, progre
             folder = _own_encoder(corpus, passages, cache_folder / f"{corpus_name}-v{corpus_encoder.VERSION}.encoder")
         else:
             folder = encoder_folder(settings.encoder)
-        encoder = Encoder(
-            folder,
-            pooling=settings.pooling,
-            normalize=settings.normalize,
-            max_tokens=settings.max_tokens,
-            batch=settings.batch,
-            device=device,
-        )
+        encoder = _encoder(folder, settings, device)
         name = _digest(corpus_name, encoder_identity(folder), *_of_vectors(settings))
         vectors = cache_folder / f"{name}.npy"
-        prefix = settings.passage_prefix
-        encoded = ensure_vectors(
-            vectors,
-            passages.distinct,
-            encoder.dimension,
-            lambda: (prefix + text for text in distinct_texts(corpus, passages)),
-            encoder.encode,
-            progress,
-        )
+
+        def texts() -> Iterator[str]:
+            return (settings.passage_prefix + text for text in distinct_texts(corpus, passages))
+
+        encoded = ensure_vectors(vectors, passages.distinct, encoder.dimension, texts, encoder.encode, progress)
         graph = _digest(name, settings.hnsw_m, settings.hnsw_ef_construction)
         faiss_index = open_faiss(vectors, cache_folder / f"{graph}.faiss", settings)
     made = Made(_version(name, graph, settings), folder, documents, vectors, encoded)
     return DenseIndex(encoder, faiss_index, passages, settings, made)
+
+
+def _encoder(folder: Path, settings: DenseSettings, device: str) -> Encoder:
+    return Encoder(
+        folder,
+        pooling=settings.pooling,
+        normalize=settings.normalize,
+        max_tokens=settings.max_tokens,
+        batch=settings.batch,
+        device=device,
+    )
 
 
 def _set_up(settings: DenseSettings) -> str:
