@@ -102,7 +102,7 @@ async def compare(url: str, rows: list[Row], arguments: argparse.Namespace) -> d
                 continue
             rounds.append((*scored, *raw))
             progress(f"round {number}: scored {scored[0]:.0f}/s, raw {raw[0]:.0f}/s, ratio {scored[0] / raw[0]:.2f}")
-        assert answerer.cache.stats.misses == engine.requests_sent == GROUP * arguments.groups * (arguments.rounds + 1)
+        assert engine.requests_sent == GROUP * arguments.groups * (arguments.rounds + 1)
     scored_per_s, scored_us, raw_per_s, raw_us = (statistics.median(column) for column in zip(*rounds, strict=True))
     return {
         "scored_per_s": round(scored_per_s, 1),

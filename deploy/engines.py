@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rewarders.answerers.sql import SqlAnswerer
     from rewarders.engines.base import SearchEngine
     from rewarders.engines.ctgov import CtGovSettings
-    from rewarders.engines.permit import Permit
+    from rewarders.engines.permits import Permit
     from rewarders.engines.pubmed import PubMedSettings
     from rewarders.engines.retrieval import RetrievalSettings
     from rewarders.retry import Retrier
@@ -25,7 +25,7 @@ def engine_of(config: Config, permit: Permit | None = None) -> SearchEngine:
     Args:
         permit: entered around every request upstream; None: no quota.
     """
-    from rewarders.engines.permit import unlimited
+    from rewarders.engines.permits import unlimited
 
     permit = permit or unlimited
     match config.search.engine:

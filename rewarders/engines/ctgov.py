@@ -29,7 +29,7 @@ from rewarders.engines.base import (
 )
 from rewarders.engines.ctgov_reply import MAX_PAGE_SIZE, Page, read_page, read_version
 from rewarders.engines.http import HttpEngine, HttpSettings
-from rewarders.engines.permit import Permit, unlimited
+from rewarders.engines.permits import Permit, unlimited
 from rewarders.engines.verdicts import Undecided
 
 CTGOV_URL: Final = "https://clinicaltrials.gov"

@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from rewarders.engines.base import BadQuery, EngineUnavailable, SearchEngine
-from rewarders.engines.permit import Permit
+from rewarders.engines.permits import Permit
 from rewarders.engines.verdicts import Undecided
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 from rewarders.engines.base import SearchRequest, SearchResult
 from rewarders.engines.eutils_reply import PUBMED_MAX_IDS, read_reply
 from rewarders.engines.http import HttpEngine, HttpSettings
-from rewarders.engines.permit import Permit, unlimited
+from rewarders.engines.permits import Permit, unlimited
 
 NCBI_URL: Final = "https://eutils.ncbi.nlm.nih.gov"
 _EUTILS_FOLDER: Final = "/entrez/eutils"

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from rewarders.engines.permit import Permit, unlimited
+from rewarders.engines.permits import Permit, unlimited
 from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
 from tests.rewarders.fake_upstream import FakeUpstream, Parameters, Responder
 

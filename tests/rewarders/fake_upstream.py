@@ -15,7 +15,7 @@ from aiohttp import web
 
 from rewarders.engines.base import EngineUnavailable, SearchRequest, SearchResult
 from rewarders.engines.http import HttpEngine
-from rewarders.engines.permit import Permit, unlimited
+from rewarders.engines.permits import Permit, unlimited
 
 Parameters = dict[str, str]
 Responder = Callable[[Parameters], Awaitable[web.StreamResponse] | web.StreamResponse]

@@ -14,10 +14,10 @@ from aiohttp import web
 
 from rewarders.engines.base import BadQuery, EngineMisconfigured, EngineUnavailable, SearchRequest, SearchResult
 from rewarders.engines.ctgov import CtGovSettings
-from rewarders.engines.permit import Slot
+from rewarders.engines.permits import Slot
 from tests.rewarders.ctgov.fake_ctgov import VERSION, FakeCtGov, good, page, paged, trials
 from tests.rewarders.fake_upstream import Parameters, always, search, unavailable
-from tests.rewarders.permits import Recorder, recording, requests_under_permits
+from tests.rewarders.recording_permit import Recorder, recording, requests_under_permits
 
 DATA = os.environ.get("DEEPRETRIEVAL_DATA")
 needs_recorded = pytest.mark.skipif(DATA is None, reason="needs DEEPRETRIEVAL_DATA")

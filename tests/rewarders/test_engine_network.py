@@ -15,7 +15,7 @@ from aiohttp import web
 
 from rewarders.engines.base import BadQuery, EngineMisconfigured, EngineUnavailable, SearchRequest
 from rewarders.engines.http import HttpEngine
-from rewarders.engines.permit import Slot
+from rewarders.engines.permits import Slot
 from tests.rewarders.fake_upstream import (
     FakeUpstream,
     Parameters,
@@ -26,7 +26,7 @@ from tests.rewarders.fake_upstream import (
     search,
     unavailable,
 )
-from tests.rewarders.permits import Recorder, recording, requests_under_permits
+from tests.rewarders.recording_permit import Recorder, recording, requests_under_permits
 
 PART_OF_AN_ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{"studies"'
 

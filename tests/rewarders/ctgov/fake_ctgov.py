@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from rewarders.engines.ctgov import CtGovEngine, CtGovSettings
-from rewarders.engines.permit import Permit, unlimited
+from rewarders.engines.permits import Permit, unlimited
 from tests.rewarders.fake_upstream import FakeUpstream, Parameters, Responder, awaited
 
 VERSION = {"apiVersion": "2.0.5", "dataTimestamp": "2026-08-07T09:00:05"}

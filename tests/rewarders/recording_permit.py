@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from rewarders.engines.permit import Permit, Slot
+from rewarders.engines.permits import Permit, Slot
 from tests.rewarders.fake_upstream import FakeUpstream
 
 
