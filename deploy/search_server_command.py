@@ -54,7 +54,11 @@ def _add_dense(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--normalize", action=argparse.BooleanOptionalAction, default=_DENSE.normalize, help="unit vectors (cosine)"
     )
+    group.add_argument("--max-tokens", type=int, default=_DENSE.max_tokens, help="longer texts are cut")
     group.add_argument("--index", choices=["flat", "hnsw"], default=_DENSE.index, help="exact or approximate")
+    group.add_argument("--hnsw-m", type=int, default=_DENSE.hnsw_m, help="links per vector")
+    group.add_argument("--hnsw-ef-construction", type=int, default=_DENSE.hnsw_ef_construction, help="candidates")
+    group.add_argument("--hnsw-ef-search", type=int, default=_DENSE.hnsw_ef_search, help="candidates looked at")
     group.add_argument(
         "--gpu", action=argparse.BooleanOptionalAction, default=_DENSE.gpu, help="search on the GPU (faiss-gpu)"
     )

@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 
 from rewarders.engines.base import BadQuery, EngineUnavailable, SearchEngine, SearchRequest, SearchResult
-from rewarders.engines.permit import Permit, unlimited
+from rewarders.engines.permits import Permit, unlimited
 from rewarders.engines.retrieval_wire import (
     CONTENT_TYPE,
     MAX_K,
