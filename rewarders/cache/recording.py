@@ -78,6 +78,9 @@ class RecordingEngine(SearchEngine):
     async def check(self) -> None:
         await self._engine.check()
 
+    def counters(self) -> dict[str, float]:
+        return self._engine.counters()
+
     async def data_version(self) -> str:
         """None that anything depends on: an answer that is recorded holds for the whole run."""
         return ""

@@ -160,6 +160,7 @@ class HttpEngine(SearchEngine):
         """
         async with self._connections, self._permit() as slot:
             if self._session is None:
+                slot.unused()
                 raise EngineUnavailable("the client is closed")
             sent_at = time.monotonic()
             self.requests_sent += 1

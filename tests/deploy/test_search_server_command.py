@@ -31,7 +31,8 @@ def test_every_key_of_the_section_reaches_the_command(engine: str) -> None:
         "bm25": {"k1": 1.5, "b": 0.25, "syntax": "boolean", "processes": 2, "threads": 3},
         "dense": {
             "encoder": "some/encoder", "pooling": "cls", "query_prefix": "query: ", "passage_prefix": "-passage: ",
-            "normalize": False, "index": "hnsw", "gpu": True, "batch": 7, "threads": 5,
+            "normalize": False, "max_tokens": 100, "index": "hnsw", "hnsw_m": 8, "hnsw_ef_construction": 9,
+            "hnsw_ef_search": 10, "gpu": True, "batch": 7, "threads": 5,
         },
     }  # fmt: skip
     config = config_of(engine, quota={"requests": 3, "window_s": 2.0}, latency_ms=4.0, **sections)

@@ -17,7 +17,8 @@ from common.transport.keys import create_run_keys
 from rewarders.engines.base import EngineThrottled, EngineUnavailable, SearchRequest
 from rewarders.engines.pubmed import PubMedEngine
 from tests.common.broker_world import RunningBroker, peer, status_when
-from tests.rewarders.fake_ncbi import RATE_LIMIT, FakeNcbi, Form, good, running_ncbi, settings
+from tests.rewarders.fake_ncbi import RATE_LIMIT, FakeNcbi, good
+from tests.rewarders.fake_upstream import Parameters, running
 
 REQUEST = SearchRequest("aspirin", retmax=3)
 
@@ -30,7 +31,7 @@ async def asked_through_a_quota(tmp_path: Path, ncbi: FakeNcbi) -> AsyncIterator
     try:
         async with (
             peer(broker.endpoint, tmp_path / "keys", "rewarder") as client,
-            PubMedEngine(settings(ncbi), permit=client.quota_slot) as engine,
+            ncbi.engine(permit=client.quota_slot) as engine,
         ):
             yield engine, client
     finally:
@@ -38,12 +39,12 @@ async def asked_through_a_quota(tmp_path: Path, ncbi: FakeNcbi) -> AsyncIterator
 
 
 async def test_rate_headers_earn_trust(tmp_path: Path) -> None:
-    def with_headers(form: Form) -> web.Response:
+    def with_headers(form: Parameters) -> web.Response:
         response = good(form)
         response.headers.update({"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "19"})
         return response
 
-    async with running_ncbi() as ncbi, asked_through_a_quota(tmp_path, ncbi) as (engine, client):
+    async with running(FakeNcbi()) as ncbi, asked_through_a_quota(tmp_path, ncbi) as (engine, client):
         for _ in range(CALM_REPLIES + 5):  # without headers
             await engine.search(REQUEST)
         assert (await client.fleet_status()).quota_phase == "adaptive, strict for now"
@@ -60,11 +61,11 @@ async def test_rate_headers_earn_trust(tmp_path: Path) -> None:
 async def test_refusals_and_pauses_are_for_everybody(
     tmp_path: Path, status: int, headers: dict[str, str], refused: int
 ) -> None:
-    def refuse(form: Form) -> web.Response:
+    def refuse(form: Parameters) -> web.Response:
         body = {"error": "down"} if status == 503 else RATE_LIMIT
         return web.json_response(body, status=status, headers=headers)
 
-    async with running_ncbi() as ncbi, asked_through_a_quota(tmp_path, ncbi) as (engine, client):
+    async with running(FakeNcbi()) as ncbi, asked_through_a_quota(tmp_path, ncbi) as (engine, client):
         ncbi.respond = refuse
         with pytest.raises(EngineUnavailable) as raised:
             await engine.search(REQUEST)
