@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.timeout(900)
 def test_recall_on_requests_never_seen_rises(demo_folder: Path) -> None:
-    small = SmallRun(demo_folder, "learns", [*SETTINGS, "learner.steps=30"]).start()
+    small = SmallRun(demo_folder, "learns", [*SETTINGS, "learner.steps=45"]).start()
     output = small.finish()
     run = small.folder.path
     summary = read_summary(run / "summary.json")
@@ -31,9 +31,9 @@ def test_recall_on_requests_never_seen_rises(demo_folder: Path) -> None:
     assert summary["heldout_recall_trained"] > summary["heldout_recall_start"] + 0.02
     assert summary["max_staleness_seen"] <= 2
     assert summary["dropped_stale"] == 0
-    small.assert_balanced(steps=30, groups_per_step=32)
+    small.assert_balanced(steps=45, groups_per_step=32)
     steps = [line["step"] for line in read_metrics(run / "metrics.jsonl")]
-    assert steps == list(range(31))
+    assert steps == list(range(46))
     assert len(list((run / "plots").glob("*.png"))) >= 6
     assert "| " in (run / "rewrites.md").read_text()
     assert list(run.glob("wandb/offline-run-*/*.wandb")), "W&B recorded the run without a network"
