@@ -103,7 +103,7 @@ def run_rewarder(name: str, endpoint: str, port: int, keys_dir: Path, parent: in
 async def _search_for_ever(name: str, endpoint: str, port: int, keys_dir: Path) -> None:
     client = BrokerClient(endpoint, load_run_keys(keys_dir, "rewarder"), "rewarder", name)
     await client.start(60.0)
-    settings = PubMedSettings(f"http://127.0.0.1:{port}", api_key_env=None, timeout_s=TIMEOUT_S)
+    settings = PubMedSettings(base_url=f"http://127.0.0.1:{port}", api_key_env=None, timeout_s=TIMEOUT_S)
 
     async def search() -> None:
         while True:

@@ -106,6 +106,12 @@ def sql_answerer_of(config: Config, task: Task) -> SqlAnswerer:
     return SqlAnswerer(task, folder, processes=sql.processes, deadline_s=sql.deadline_s)
 
 
+def slots_of(config: Config) -> int:
+    """Slots of the quota of a run that has one: what one key may ask for, for each key."""
+    assert config.search.quota is not None
+    return config.search.quota.requests * (1 + len(config.search.more_api_keys_env))
+
+
 def has_server(config: Config) -> bool:
     """Whether the engine answers over HTTP; SQLite runs inside every rewarder."""
     return config.search.engine != "sqlite"
@@ -116,7 +122,7 @@ def _in_order(config: Config, permit: Permit | None) -> Permit | None:
     from rewarders.search_order import SearchOrder
 
     quota = config.search.quota
-    return permit if permit is None or quota is None else SearchOrder(permit, quota.requests)
+    return permit if permit is None or quota is None else SearchOrder(permit, slots_of(config))
 
 
 def pubmed_settings(config: Config) -> PubMedSettings:
@@ -129,6 +135,7 @@ def pubmed_settings(config: Config) -> PubMedSettings:
         tool=search.tool,
         email=search.email,
         api_key_env=search.api_key_env or None,
+        more_api_keys_env=search.more_api_keys_env,
         timeout_s=search.timeout_s,
     )
 

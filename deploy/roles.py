@@ -23,7 +23,7 @@ from common.run_folder import RunFolder
 from common.tasks.from_config import task_of
 from common.transport.client import BrokerClient
 from common.transport.keys import load_run_keys
-from deploy.engines import answerer_of
+from deploy.engines import answerer_of, slots_of
 from deploy.service_rules import check_service
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def run_broker(config: Config, keys: Path, port: int) -> None:
         queue_bytes=section.queue_mib << 20,
         quota_mode=quota.mode if quota else "strict",
         shared_bytes=config.search.cache.share_mib << 20,
-        quota=(quota.requests, quota.window_s, hard_deadline_s) if quota else None,
+        quota=(slots_of(config), quota.window_s, hard_deadline_s) if quota else None,
     )
     service = BrokerService(settings, time.monotonic())
     hours = off_peak_hours if quota and quota.off_peak else None

@@ -26,6 +26,8 @@ def check_service(config: Config) -> list[str]:
     search = config.search
     if search.quota is not None and search.quota.off_peak:
         _check_hours()
+    if search.more_api_keys_env:
+        _check_keys(config)
     if search.engine != "pubmed" or urlsplit(search.url or "").hostname != NCBI_HOST:
         return []
     has_key = bool(search.api_key_env and os.environ.get(search.api_key_env, "").strip())
@@ -42,6 +44,20 @@ def check_service(config: Config) -> list[str]:
         asked = f"{search.quota.requests} requests per {search.quota.window_s:g} s"
         warnings.append(f"search.quota allows {asked}, NCBI {allowed} per second {key} unless agreed otherwise")
     return warnings
+
+
+def _check_keys(config: Config) -> None:
+    """Several keys: each is there, no two are the same, and the quota is one that can be shared out."""
+    search = config.search
+    if search.engine != "pubmed" or search.quota is None or search.quota.mode != "strict":
+        raise LaunchError("search.more_api_keys_env needs search.engine=pubmed and a search.quota of mode strict")
+    names = (search.api_key_env, *search.more_api_keys_env)
+    keys = [os.environ.get(name, "").strip() if name else "" for name in names]
+    missing = [name or "search.api_key_env" for name, key in zip(names, keys, strict=True) if not key]
+    if missing:
+        raise LaunchError(f"{missing[0]} holds no API key: set it, or take it out of search.more_api_keys_env")
+    if len(set(keys)) < len(keys):
+        raise LaunchError("two of the variables of search.more_api_keys_env hold the same key: name each once")
 
 
 def _check_hours() -> None:

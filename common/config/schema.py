@@ -175,6 +175,10 @@ class SearchConfig(Section):
     dense: DenseConfig = Field(default_factory=DenseConfig, description="faiss")
     sql: SqlConfig = Field(default_factory=SqlConfig, description="SQLite")
     api_key_env: str = Field("NCBI_API_KEY", description="Environment variable that holds the NCBI key")
+    more_api_keys_env: tuple[str, ...] = Field(
+        (),
+        description="Of further NCBI keys, where their owners may combine them; each has the quota to itself",
+    )
     tool: str = Field("deepretrieval", description="`tool` parameter sent to NCBI")
     email: str | None = Field(None, description="`email` parameter sent to NCBI")
     latency_ms: float = Field(0.0, ge=0, description="Latency of the local server per request, milliseconds")

@@ -52,6 +52,11 @@ class QuotaSlot:
         self._taken_at = time.monotonic()
         self._given_back = False
 
+    @property
+    def number(self) -> int:
+        """Of the slot, from 0."""
+        return self._grant.slot
+
     def sent(self) -> None:
         """The request is about to be written. Where this is not called, it was when the slot was had."""
         now = time.monotonic()

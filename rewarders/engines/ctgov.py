@@ -131,7 +131,7 @@ class CtGovEngine(HttpEngine):
         await self._ask_page(self._parameters(_CANARY))
 
     async def _ask_page(self, parameters: Parameters) -> Page:
-        return await self._request("GET", self._studies_url, read_page, params=parameters)
+        return await self._request("GET", self._studies_url, read_page, lambda _: {"params": parameters})
 
     async def _ask_version(self) -> str:
         asked_at = time.monotonic()

@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from rewarders.engines.base import BadQuery, EngineThrottled, EngineUnavailable, SearchEngine
-from rewarders.engines.permits import Permit, body_refused, head_arrived, sending_trace, unlimited
+from rewarders.engines.permits import Permit, Slot, body_refused, head_arrived, sending_trace, unlimited
 from rewarders.engines.verdicts import DEFAULT_RETRY_AFTER_S, Undecided
 
 T = TypeVar("T")
@@ -150,13 +150,19 @@ class HttpEngine(SearchEngine):
                 raise EngineUnavailable(f"search backend down: even a canary query fails ({error.reason})") from None
 
     async def _request(
-        self, method: Literal["GET", "POST"], url: str, read: Reader[T], *, is_search: bool = True, **options: Any
+        self,
+        method: Literal["GET", "POST"],
+        url: str,
+        read: Reader[T],
+        options: Callable[[Slot], dict[str, Any]] = lambda _: {},
+        *,
+        is_search: bool = True,
     ) -> T:
         """One HTTP request. Raises as `read`, and EngineUnavailable for network trouble.
 
         Args:
             is_search: whether a proper answer shows that the service answers searches.
-            options: `params` or `data` of aiohttp.
+            options: `params` or `data` of aiohttp for a request under this slot.
         """
         async with self._connections, self._permit() as slot:
             if self._session is None:
@@ -165,8 +171,10 @@ class HttpEngine(SearchEngine):
             sent_at = time.monotonic()
             self.requests_sent += 1
             try:
-                options |= {"allow_redirects": False, "trace_request_ctx": slot}
-                async with self._session.request(method, url, **options) as response:
+                sending = self._session.request(
+                    method, url, allow_redirects=False, trace_request_ctx=slot, **options(slot)
+                )
+                async with sending as response:
                     head_arrived(slot, response.status, response.headers, self.throttled_wait_s)
                     body = await self._read_body(response)
             except TimeoutError:

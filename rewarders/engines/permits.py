@@ -18,6 +18,10 @@ _MAX_RATE: Final = 1_000_000
 class Slot(Protocol):
     """A grant to send one request."""
 
+    @property
+    def number(self) -> int:
+        """Of the slot, from 0. Slots whose numbers leave the same rest by k are one of k equal shares of the quota."""
+
     def sent(self) -> None:
         """Called right before the request's bytes go to the kernel; the last call counts."""
 
@@ -39,6 +43,8 @@ Permit = Callable[[], AbstractAsyncContextManager[Slot]]
 
 class _FreeSlot:
     """A permit and the slot it gives, in one: there is nothing to take or to give back."""
+
+    number = 0
 
     def sent(self) -> None:
         pass

@@ -32,11 +32,14 @@ class PubMedSettings(HttpSettings, frozen=True, kw_only=True):
 
     base_url: host of the service, or the folder of its esearch.fcgi. tool, email: NCBI writes before it blocks.
     api_key_env: name of the environment variable that holds the API key; unset, blank or None: without key.
+    more_api_keys_env: names of those of further keys. Requests under slots of the same rest share one key, so that the
+    slots of the quota have to be the requests that one key may make times the number of keys.
     max_body_bytes: 9,999 ids take 130 kB.
     """
 
     base_url: str = NCBI_URL
     api_key_env: str | None = "NCBI_API_KEY"
+    more_api_keys_env: tuple[str, ...] = ()
 
     service: ClassVar[str] = "E-utilities"
 
@@ -75,13 +78,12 @@ class PubMedEngine(HttpEngine):
             "POST",
             self._url,
             lambda status, headers, body: read_reply(status, headers, body, request),
-            data=urlencode(self.form(request)).encode(),
-            headers=_FORM_ENCODED,
+            lambda slot: {"data": urlencode(self.form(request, slot.number)).encode(), "headers": _FORM_ENCODED},
         )
 
-    def form(self, request: SearchRequest) -> dict[str, str]:
-        """The form fields of one esearch; retstart is left at 0 because PubMed gives its first 9,999 ids
-        only.
+    def form(self, request: SearchRequest, slot: int = 0) -> dict[str, str]:
+        """The form fields of one esearch under slot number `slot`; retstart is left at 0 because PubMed gives its
+        first 9,999 ids only.
         """
         form = {
             "db": "pubmed",
@@ -97,12 +99,13 @@ class PubMedEngine(HttpEngine):
             form["maxdate"] = request.max_date or _OPEN_MAX_DATE
         if self._settings.email:
             form["email"] = self._settings.email
-        api_key = self._api_key()
+        api_key = self._api_key(slot)
         if api_key:
             form["api_key"] = api_key
         return form
 
-    def _api_key(self) -> str:
+    def _api_key(self, slot: int) -> str:
         """Read where it is used, so that no object that might be printed or pickled holds it."""
-        name = self._settings.api_key_env
+        names = (self._settings.api_key_env, *self._settings.more_api_keys_env)
+        name = names[slot % len(names)]
         return os.environ.get(name, "").strip() if name else ""

@@ -57,6 +57,23 @@ def test_more_than_is_allowed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_service(config(quota=ten, email="me@example.org")) == []
 
 
+def test_several_keys_have_to_be_there_and_to_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asking(mode: str = "strict") -> list[str]:
+        quota = {"requests": 10, "mode": mode}
+        return check_service(config(quota=quota, email="me@example.org", more_api_keys_env=["KEY_OF_A_FRIEND"]))
+
+    monkeypatch.setenv("NCBI_API_KEY", "0123")
+    with pytest.raises(LaunchError, match="KEY_OF_A_FRIEND holds no API key"):
+        asking()
+    monkeypatch.setenv("KEY_OF_A_FRIEND", "0123")
+    with pytest.raises(LaunchError, match="the same key"):
+        asking()
+    monkeypatch.setenv("KEY_OF_A_FRIEND", "4567")
+    assert asking() == []
+    with pytest.raises(LaunchError, match="mode strict"):
+        asking("adaptive")
+
+
 async def test_an_outage_opens_the_breaker_of_the_config() -> None:
     one = config(url="http://127.0.0.1:9", breaker={"failures": 2, "pause_s": 60.0}, attempts=1)
     async with answerer_of(one, task_of(one)) as answerer:

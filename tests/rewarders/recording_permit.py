@@ -12,6 +12,8 @@ from tests.rewarders.fake_upstream import FakeUpstream
 class Recorder:
     """A slot that notes what it is told."""
 
+    number = 0
+
     def __init__(self, events: list[str]) -> None:
         self._events = events
 

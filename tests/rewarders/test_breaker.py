@@ -179,6 +179,8 @@ async def test_searches_that_wait_for_the_quota_when_it_opens_give_their_slots_b
     unused = 0
 
     class Granted:
+        number = 0
+
         def sent(self) -> None: ...
 
         def replied(self, limit: int | None = None, remaining: int | None = None) -> None: ...
