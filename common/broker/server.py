@@ -92,7 +92,7 @@ class BrokerServer:
                     if not self._receive():
                         break
                 if self._quota_hours is not None:
-                    self._service.keep_quota_closed(*self._quota_hours(), time.monotonic())
+                    self._service.quota.keep_closed(*self._quota_hours(), time.monotonic())
                 self._send_all(self._service.tick(time.monotonic()))
         finally:
             self.close()

@@ -31,7 +31,8 @@ from common import messages as m
 from common.adaptive_quota import AdaptivePool
 from common.broker import sharing
 from common.broker.conduct import Conduct
-from common.quota import USE_GRANT_WITHIN_S, Reply, SlotPool
+from common.broker.quota_desk import QuotaDesk
+from common.quota import SlotPool
 from common.stages import Offer, Stage
 
 logger = logging.getLogger(__name__)
@@ -44,10 +45,8 @@ FRAMES_SENT: dict[m.StageName, int | None] = {"rollout": None, "score": 2, "trai
 
 LEASES_PER_MS = 1 << 11  # 2**53, the bound of a number on the wire, is reached in the year 2109
 MAX_CREDIT = 1024  # leases of one stage in one peer's hands, whatever it declares
-MAX_SLOT_REQUESTS = 4096  # of one peer, waiting
 MAX_PEERS = 4096  # peers remembered, well-behaved or not; the longest silent is forgotten first
 STATUS_EVERY_S = 0.05  # requests for the status that come closer together are answered together
-RENEW_CLOSURE_S = 1.0  # a quota that is kept closed opens by itself so long after it was last told to stay closed
 
 
 class Outgoing(NamedTuple):
@@ -108,8 +107,7 @@ class BrokerService:
             name: Stage(name, settings.lease_s, settings.queue_items, settings.queue_bytes, settings.first_lease)
             for name in NEXT_STAGE
         }
-        self.slots = _slot_pool(settings, now)
-        self._quota_waits_for = ("", float("-inf"))  # why it is kept closed, and until when
+        self.quota = QuotaDesk(_slot_pool(settings, now))
         self.state: m.RunState | None = None
         self.conduct = Conduct(settings.bad_frames_allowed, settings.ban_s, settings.heartbeat_s, MAX_PEERS)
         self.handled_messages = 0
@@ -136,8 +134,7 @@ class BrokerService:
                 return [Outgoing(peer, m.Who())] if self.conduct.may_ask((role, peer), now) else []
             known.last_seen = now
             self._peers.move_to_end(peer)
-            if self.slots is not None:
-                self.slots.heard(peer)
+            self.quota.heard(peer)
             return self._dispatch(peer, known, message, payload, now)
         except m.MessageError as error:
             return self.bad_frame(peer, role, str(error), now)
@@ -174,8 +171,8 @@ class BrokerService:
 
     def undelivered(self, message: m.FromBroker | c.CacheFromBroker, now: float) -> None:
         """A message was not sent at all: a slot that it grants will not be used."""
-        if isinstance(message, m.SlotGrant) and self.slots is not None:
-            self.slots.replied(message.slot, message.grant, now, Reply(unused=True))
+        if isinstance(message, m.SlotGrant):
+            self.quota.undelivered(message, now)
 
     def tick(self, now: float) -> list[Outgoing]:
         """What is due: leases expire, silent peers are forgotten, work, slots and statuses go out.
@@ -189,21 +186,17 @@ class BrokerService:
             if now - known.last_seen <= self.settings.lease_s:
                 break
             self._forget(peer)  # all it held has expired: give it nothing more before it is heard of again
-        return [*self._assign(now), *self._grant_slots(now), *self._answer_status(now), *self._share(now)]
-
-    def keep_quota_closed(self, for_s: float, why: str, now: float) -> None:
-        """Grant no slot for now; to be said again within `RENEW_CLOSURE_S`, however long it lasts (`for_s`)."""
-        if self.slots is not None and for_s > 0:
-            until = now + min(for_s, RENEW_CLOSURE_S)
-            self.slots.close(until)
-            self._quota_waits_for = (why, until)
+        return [
+            *self._assign(now),
+            *[Outgoing(*grant) for grant in self.quota.outgoing(now)],
+            *self._answer_status(now),
+            *[Outgoing(*answer) for answer in self.sharing.outgoing(now)],
+        ]
 
     def next_event(self) -> float | None:
         """When `tick` has something to do by itself, apart from forgetting silent peers, which is not urgent."""
         sources = [stage.next_event() for stage in self.stages.values()]
-        if self.slots is not None:
-            sources.append(self.slots.next_event())
-        sources.append(self.sharing.next_event())
+        sources += [self.quota.next_event(), self.sharing.next_event()]
         if self._status_wanted:
             sources.append(self._status_due)
         return min((time for time in sources if time is not None), default=None)
@@ -247,8 +240,7 @@ class BrokerService:
         self._status_wanted.pop(peer, None)
         for stage in self.stages.values():
             stage.leave(peer)
-        if self.slots is not None:
-            self.slots.leave(peer)
+        self.quota.leave(peer)
         self.sharing.leave(peer)
 
     # ------------------------------------------------------------------ messages
@@ -278,17 +270,9 @@ class BrokerService:
             case c.CacheGet() | c.CachePut() | c.CacheFailed() | c.CacheRenew():
                 self._require(known, "rewarder", message)
                 self.sharing.handle(peer, message, payload, now)
-            case m.SlotRequest(request):
+            case m.SlotRequest() | m.SlotReplied() | m.SlotThrottled():
                 self._require(known, "rewarder", message)
-                self._request_slot(peer, request, now)
-            case m.SlotReplied():
-                self._require(known, "rewarder", message)
-                self._slot_replied(peer, message, now)
-            case m.SlotThrottled(retry_after_s, refused):
-                self._require(known, "rewarder", message)
-                if self.slots is not None:
-                    self.slots.throttled(retry_after_s, now, refused)
-                    self._quota_waits_for = ("the service, which asked for a pause", now + retry_after_s)
+                self.quota.handle(peer, message, now)
             case m.StatusRequest():
                 self._status_wanted[peer] = None
             case m.Bye():
@@ -360,19 +344,6 @@ class BrokerService:
         for name, leases in by_stage.items():
             self.stages[name].renew(peer, leases, heartbeat.newest_seen.get(name, 0), now)
 
-    def _request_slot(self, peer: str, request: int, now: float) -> None:
-        if self.slots is None:
-            raise m.MessageError("this run has no quota: search.quota is not set")
-        if self.slots.waiting_of(peer) >= MAX_SLOT_REQUESTS:
-            raise m.MessageError(f"{MAX_SLOT_REQUESTS} slot requests wait already: wait for their answers")
-        self.slots.request(peer, request, now)
-
-    def _slot_replied(self, peer: str, message: m.SlotReplied, now: float) -> None:
-        if self.slots is None or self.slots.worker_of(message.slot) != peer:
-            return
-        reply = Reply(message.limit, message.remaining, message.sent_after_s, message.took_s, message.unused)
-        self.slots.replied(message.slot, message.grant, now, reply)
-
     # ------------------------------------------------------------------ what goes out
 
     def _assign(self, now: float) -> list[Outgoing]:
@@ -384,17 +355,6 @@ class BrokerService:
                 assign = m.Assign(m.LeaseRef(name, grant.item_id, grant.lease))
                 outgoing.append(Outgoing(grant.worker, assign, grant.payload.frames[: FRAMES_SENT[name]]))
         return outgoing
-
-    def _grant_slots(self, now: float) -> list[Outgoing]:
-        if self.slots is None:
-            return []
-        return [
-            Outgoing(slot.worker, m.SlotGrant(slot.request, slot.slot, slot.grant, USE_GRANT_WITHIN_S, slot.waited_s))
-            for slot in self.slots.grant(now)
-        ]
-
-    def _share(self, now: float) -> list[Outgoing]:
-        return [Outgoing(*answer) for answer in self.sharing.outgoing(now)]
 
     def _answer_status(self, now: float) -> list[Outgoing]:
         if not self._status_wanted or now < self._status_due:
@@ -409,6 +369,7 @@ class BrokerService:
 
     def status(self, now: float) -> m.StatusReply:
         """The whole fleet at a glance."""
+        slots = self.quota.pool
         stages = {
             name: m.StageStatus(stage.queued, stage.leased, stage.bytes, stage.expired, stage.late)
             for name, stage in self.stages.items()
@@ -426,12 +387,12 @@ class BrokerService:
         return m.StatusReply(
             stages,
             peers,
-            self.slots.in_use if self.slots else 0,
-            self.slots.granted if self.slots else 0,
+            slots.in_use if slots else 0,
+            slots.granted if slots else 0,
             self.rejected_frames,
-            self.slots.refused if self.slots else 0,
-            self.slots.phase(now) if self.slots else "",
-            self._quota_waits_for[0] if now < self._quota_waits_for[1] else "",
+            slots.refused if slots else 0,
+            slots.phase(now) if slots else "",
+            self.quota.waits_for(now),
         )
 
 

@@ -206,7 +206,7 @@ async def test_the_quota_is_shared_by_all_rewarders(keys_dir: Path) -> None:
 async def test_a_grant_that_was_read_late_is_not_used(keys_dir: Path) -> None:
     """A process that was stopped finds an old grant in its socket, and its clock cannot tell that it is old."""
     broker = RunningBroker(keys_dir, BrokerSettings(epoch=1, heartbeat_s=0.1, quota=(1, 0.3, 0.2)))
-    slots = broker.service.slots
+    slots = broker.service.quota.pool
     assert slots is not None
     try:
         async with peer(broker.endpoint, keys_dir, "rewarder") as client:

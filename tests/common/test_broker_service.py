@@ -8,10 +8,10 @@ import pytest
 
 from common import messages as m
 from common.broker.conduct import Conduct
+from common.broker.quota_desk import MAX_SLOT_REQUESTS
 from common.broker.service import (
     MAX_CREDIT,
     MAX_PEERS,
-    MAX_SLOT_REQUESTS,
     BrokerService,
     BrokerSettings,
     Outgoing,
