@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import multiprocessing
 import re
@@ -63,4 +64,6 @@ class SearchProcess:
 
 
 def _serve(kind: Kind, settings: ServerSettings, said: Connection) -> None:
-    importlib.import_module(f"rewarders.servers.{kind}").run(settings, say=said.send)
+    service = importlib.import_module(f"rewarders.servers.{kind}")
+    # Each service has settings of its own beside those of all.
+    service.run(service.ServerSettings(**dataclasses.asdict(settings)), say=said.send)
