@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.adaptive_quota import CALM_REPLIES, REFUSED_SHARE, AdaptivePool
+from common.adaptive_quota import CALM_REPLIES, MARGIN, REFUSED_SHARE, AdaptivePool
 from common.quota import Reply
 from tests.common.quota_world import COUNTERS, Network, World, most_in_any_window
 
@@ -86,7 +86,7 @@ def test_trust_takes_calm_replies_and_then_frees_a_slot_a_window_after_its_reque
     for number in range(1, 3 * CALM_REPLIES):
         one.request("w", number, now)
         one.replied(grant.slot, grant.grant, now + 0.2, Reply(1, 0, 0.0, 0.2))
-        free_at = now + (1.2 if number < CALM_REPLIES else 1.02)
+        free_at = now + (1.2 if number < CALM_REPLIES else 1.0 + MARGIN)
         assert one.grant(free_at - 1e-3) == [], number
         now = free_at + 1e-9
         (grant,) = one.grant(now)
