@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import socket
 import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar, cast
@@ -61,11 +62,14 @@ class FaultSequence(Generic[KindT]):
     """Decides which requests fail, and how: the same sequence for the same seed, in order of arrival.
 
     Args:
-        kinds: the ways in which the service fails; their values are their names in `/health`.
+        kinds: the ways in which the service fails; their values are their names in `/health`. Those called CLOSED,
+            RESET and LATE are the same at every service (`_fail`).
+        pages: status and HTML of the faults that are a page.
     """
 
-    def __init__(self, kinds: type[KindT], plan: FaultPlan) -> None:
+    def __init__(self, kinds: type[KindT], pages: Mapping[KindT, tuple[int, str]], plan: FaultPlan) -> None:
         self._kinds = list(kinds)
+        self._pages = pages
         self._plan = plan
         self._random = random.Random(plan.seed)
         self.counts: Counter[str] = Counter()
@@ -83,6 +87,21 @@ class FaultSequence(Generic[KindT]):
         fault = Fault(self._random.choice(self._kinds), self._random.random())
         self.counts[fault.kind.value] += 1
         return fault
+
+    async def _fail(self, fault: Fault[KindT], request: web.Request, answer: Answer) -> web.Response:
+        """Fail `request` in a way that does not depend on the service; `answer` gives what would have been said."""
+        match fault.kind.name:
+            case "CLOSED":
+                return closed(request)
+            case "RESET":
+                return reset(request)
+            case "LATE":
+                await asyncio.sleep(self._plan.late_s)
+                return await answer()
+        return self._page(fault.kind)
+
+    def _page(self, kind: KindT) -> web.Response:
+        return self._failure(*self._pages[kind])
 
     def _failure(self, status: int, text: str, content_type: str = "text/html") -> web.Response:
         """A fault that is a whole answer."""

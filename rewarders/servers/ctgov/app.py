@@ -73,9 +73,8 @@ class CtGovApp:
         verdict = self._traffic.admit(request.remote or "unknown")
         if verdict is not None and not verdict.admitted:
             return web.Response(status=429, text="Too Many Requests", headers=self._traffic.refusal_headers)
-        fault = self._faults.draw(
-            self._traffic.elapsed_s
-        )  # before the latency, so that the sequence follows the order of arrival
+        # Before the latency, so that the sequence follows the order of arrival.
+        fault = self._faults.draw(self._traffic.elapsed_s)
         await self._traffic.wait()
         response: web.Response = await (answer() if fault is None else self._faults.deliver(fault, request, answer))
         return response

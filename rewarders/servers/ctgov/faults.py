@@ -6,7 +6,6 @@ outage to a careful client. None is a wrong query.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from enum import Enum
 from typing import cast
@@ -14,7 +13,7 @@ from typing import cast
 from aiohttp import web
 
 from rewarders.servers.ctgov import answers
-from rewarders.servers.faults import Answer, Fault, FaultPlan, FaultSequence, closed, cut_short, reset
+from rewarders.servers.faults import Answer, Fault, FaultPlan, FaultSequence, cut_short
 
 
 class FaultKind(Enum):
@@ -56,7 +55,7 @@ class Faults(FaultSequence[FaultKind]):
     """The faults of ClinicalTrials.gov; see `FaultSequence`."""
 
     def __init__(self, plan: FaultPlan) -> None:
-        super().__init__(FaultKind, plan)
+        super().__init__(FaultKind, _PAGES, plan)
 
     async def deliver(self, fault: Fault[FaultKind], request: web.Request, answer: Answer) -> web.Response:
         """Fail `request`; `answer` gives what would have been said without the fault."""
@@ -67,17 +66,7 @@ class Faults(FaultSequence[FaultKind]):
                 return cut_short(whole, fault.detail) if whole.status == 200 else self._page(FaultKind.BAD_GATEWAY)
             case FaultKind.INCOMPLETE:
                 return _without_studies(await answer(), fault.detail) or self._page(FaultKind.BAD_GATEWAY)
-            case FaultKind.CLOSED:
-                return closed(request)
-            case FaultKind.RESET:
-                return reset(request)
-            case FaultKind.LATE:
-                await asyncio.sleep(self._plan.late_s)
-                return await answer()
-        return self._page(fault.kind)
-
-    def _page(self, kind: FaultKind) -> web.Response:
-        return self._failure(*_PAGES[kind])
+        return await self._fail(fault, request, answer)
 
 
 def _without_studies(response: web.Response, detail: float) -> web.Response | None:

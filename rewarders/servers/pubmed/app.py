@@ -67,9 +67,8 @@ class PubMedApp:
         return response
 
     async def _respond(self, request: web.Request, identity: str, parameters: Mapping[str, str]) -> web.Response:
-        fault = self._faults.draw(
-            self._traffic.elapsed_s
-        )  # before the latency, so that the sequence follows the order of arrival
+        # Before the latency, so that the sequence follows the order of arrival.
+        fault = self._faults.draw(self._traffic.elapsed_s)
         await self._traffic.wait()
         if fault is None:
             return await self._answer(parameters)

@@ -6,14 +6,13 @@ under status 200. Every kind is an outage to a careful client. None is a wrong q
 
 from __future__ import annotations
 
-import asyncio
 import json
 from enum import Enum
 from typing import cast
 
 from aiohttp import web
 
-from rewarders.servers.faults import Answer, Fault, FaultPlan, FaultSequence, closed, cut_short, reset
+from rewarders.servers.faults import Answer, Fault, FaultPlan, FaultSequence, cut_short
 from rewarders.servers.pubmed import answers
 
 
@@ -68,7 +67,7 @@ class Faults(FaultSequence[FaultKind]):
     """NCBI's faults; see `FaultSequence`."""
 
     def __init__(self, plan: FaultPlan) -> None:
-        super().__init__(FaultKind, plan)
+        super().__init__(FaultKind, _PAGES, plan)
 
     async def deliver(
         self, fault: Fault[FaultKind], request: web.Request, identity: str, as_json: bool, answer: Answer
@@ -90,17 +89,7 @@ class Faults(FaultSequence[FaultKind]):
                 return cut_short(await answer(), fault.detail)
             case FaultKind.EMPTY:
                 return _without_ids(await answer()) or self._page(FaultKind.BAD_GATEWAY)
-            case FaultKind.CLOSED:
-                return closed(request)
-            case FaultKind.RESET:
-                return reset(request)
-            case FaultKind.LATE:
-                await asyncio.sleep(self._plan.late_s)
-                return await answer()
-        return self._page(fault.kind)
-
-    def _page(self, kind: FaultKind) -> web.Response:
-        return self._failure(*_PAGES[kind])
+        return await self._fail(fault, request, answer)
 
 
 def _without_ids(response: web.Response) -> web.Response | None:
