@@ -47,6 +47,19 @@ def cached_index(folder: Path, name: str, build: Callable[[Path], None]) -> Path
 
 
 @contextlib.contextmanager
+def opened_index(path: Path, name: str = "search index") -> Iterator[sqlite3.Connection]:
+    """A connection to an index file that nobody writes, for any thread; it stays open afterwards.
+
+    Raises:
+        DataError: it is no database, or what is read inside the `with` is not there: the file is no usable `name`.
+    """
+    try:
+        yield sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+    except sqlite3.DatabaseError as error:
+        raise DataError(f"{path} is no usable {name} ({error}): remove the file") from None
+
+
+@contextlib.contextmanager
 def unfinished_folder(path: Path) -> Iterator[Path]:
     """A new folder to fill, which becomes `path` at the end; it is gone if anything is raised meanwhile.
 

@@ -7,7 +7,6 @@ The sets of phrases are kept, because the queries of a training run share most o
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.data.beir import DataError
 from rewarders.servers.ctgov.areas import FIELDS, RELEVANCE_WEIGHTS, Area, Field
 from rewarders.servers.ctgov.build import VALUE_END, VALUE_START, ensure_index
 from rewarders.servers.ctgov.syntax import (
@@ -34,7 +32,7 @@ from rewarders.servers.ctgov.syntax import (
     Term,
     positive_terms,
 )
-from rewarders.servers.index_cache import Progress
+from rewarders.servers.index_cache import Progress, opened_index
 
 Flags = npt.NDArray[np.bool_]
 
@@ -81,14 +79,9 @@ class Index:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._connection = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-            )
+        with opened_index(path) as self._connection:
             rows = self._connection.execute("SELECT id FROM records ORDER BY rank").fetchall()
             facts = dict(self._connection.execute("SELECT name, value FROM facts").fetchall())
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"{path} is no usable search index ({error}): remove the file") from None
         self._lock = threading.Lock()
         self._ids = [trial for (trial,) in rows]
         self._place_of = {trial: place for place, trial in enumerate(self._ids)}

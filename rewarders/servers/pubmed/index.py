@@ -9,7 +9,6 @@ share most of their words.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
@@ -20,9 +19,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from common.data.beir import DataError
 from rewarders.servers.dates import date_range
-from rewarders.servers.index_cache import Progress
+from rewarders.servers.index_cache import Progress, opened_index
 from rewarders.servers.pubmed.build import ensure_index
 from rewarders.servers.pubmed.fields import ALL_FIELDS, PUBLICATION_DATE, Field
 from rewarders.servers.pubmed.query import ParsedQuery, parse
@@ -87,13 +85,8 @@ class Index:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._connection = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-            )
+        with opened_index(path) as self._connection:
             rows = self._connection.execute("SELECT id, pub_date FROM documents ORDER BY rank").fetchall()
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"{path} is no usable search index ({error}): remove the file") from None
         self._lock = threading.Lock()
         self._ids = [document_id for document_id, _ in rows]
         self._rank_of_id = {document_id: rank for rank, document_id in enumerate(self._ids, start=1)}

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.data.beir import CORPUS_FILE
 from rewarders.servers.hosting import SearchServerError
-from rewarders.servers.index_cache import Progress
+from rewarders.servers.index_cache import Progress, content_digest
 from rewarders.servers.retrieval import corpus_encoder
 from rewarders.servers.retrieval.dense_wire import DenseSettings
 from rewarders.servers.retrieval.encoder import Encoder
 from rewarders.servers.retrieval.encoder_files import encoder_folder, encoder_identity
 from rewarders.servers.retrieval.faiss_index import FaissIndex, check_settings, open_faiss
-from rewarders.servers.retrieval.passages import Passages, corpus_digest, distinct_texts, ensure_passages
+from rewarders.servers.retrieval.passages import Passages, distinct_texts, ensure_passages
 from rewarders.servers.retrieval.sealed import locked
 from rewarders.servers.retrieval.vectors import ensure_vectors
 
@@ -128,7 +129,7 @@ def open_index(corpus: Path, settings: DenseSettings, cache_folder: Path, progre
     """
     check_settings(settings)
     device = _set_up(settings)
-    corpus_name = corpus_digest(corpus)[:32]
+    corpus_name = content_digest(corpus / CORPUS_FILE)[0][:32]
     with locked(cache_folder):
         documents = cache_folder / f"{corpus_name}-v{FORMAT}.passages"
         passages = ensure_passages(corpus, documents)

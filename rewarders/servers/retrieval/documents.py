@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from common.data.beir import CORPUS_FILE, DataError, Document, read_corpus
-from rewarders.servers.index_cache import Progress, cached_index, content_digest, default_cache_folder
+from rewarders.servers.index_cache import Progress, cached_index, content_digest, default_cache_folder, opened_index
 
 STORE_FORMAT: Final = 1
 _SCHEMA: Final = "CREATE TABLE documents (id TEXT PRIMARY KEY, title TEXT NOT NULL, text TEXT NOT NULL) WITHOUT ROWID"
@@ -30,13 +30,8 @@ class DocumentStore:
         self.path = path
         self.digest = digest
         self._lock = threading.Lock()
-        try:
-            self._connection = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-            )
+        with opened_index(path, "document store") as self._connection:
             self._size: int = self._connection.execute("SELECT count(*) FROM documents").fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"{path} is no usable document store ({error}): remove the file") from None
 
     @classmethod
     def of_corpus(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.beir import CORPUS_FILE, DataError, Document, read_corpus
-from rewarders.servers.retrieval.sealed import file_digest, is_sealed, seal
+from rewarders.servers.retrieval.sealed import is_sealed, seal
 
 
 def check_corpus(corpus: Path) -> None:
     """Raise DataError if there is no corpus file that can be read."""
-    with _readable(corpus) as path, path.open("rb"):
-        pass
-
-
-def corpus_digest(corpus: Path) -> str:
-    """SHA-256 of the corpus file, as hexadecimal digits. Raises DataError if it cannot be read."""
-    with _readable(corpus) as path:
-        return file_digest(path)
+    path = corpus / CORPUS_FILE
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): name a folder that holds {CORPUS_FILE}") from None
 
 
 def passage_text(document: Document) -> str:
@@ -90,15 +86,6 @@ def distinct_texts(corpus: Path, passages: Passages) -> Iterator[str]:
 def _sound(text: str) -> str:
     """JSON can spell half a character; tokenizers and MessagePack cannot."""
     return text.encode("utf-8", "replace").decode()
-
-
-@contextlib.contextmanager
-def _readable(corpus: Path) -> Iterator[Path]:
-    path = corpus / CORPUS_FILE
-    try:
-        yield path
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): name a folder that holds {CORPUS_FILE}") from None
 
 
 def _number(corpus: Path) -> Passages:
