@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Self
 
 from common.tasks import Outcome, ParsedAnswer, Row
 from rewarders.errors import FatalScoringError
+from rewarders.lifecycle import Started
 
 
 class UnusableRowError(FatalScoringError):
@@ -18,13 +17,13 @@ class UnusableRowError(FatalScoringError):
         super().__init__(f"row {row.id!r}: {reason}")
 
 
-class Answerer(ABC):
+class Answerer(Started, ABC):
     """Tries answers concurrently; use it as an async context manager."""
 
-    async def start(self) -> None:  # noqa: B027 (one may need no start)
+    async def start(self) -> None:
         """Open what answering needs. Called once, before the first answer."""
 
-    async def close(self) -> None:  # noqa: B027
+    async def close(self) -> None:
         """Release everything; answers under way fail with `EngineUnavailable`."""
 
     @abstractmethod
@@ -39,12 +38,3 @@ class Answerer(ABC):
     def counters(self) -> dict[str, float]:
         """Figures since the start, for the status of the rewarder."""
         return {}
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()

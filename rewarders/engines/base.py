@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Self
 
 import msgspec
+
+from rewarders.lifecycle import Started
 
 _DATE = re.compile(r"\d{4}(/\d{1,2}(/\d{1,2})?)?", re.ASCII)
 
@@ -88,13 +88,13 @@ class EngineMisconfigured(EngineUnavailable):
     """The engine refuses every request because of how it is called (key, address): retrying cannot help."""
 
 
-class SearchEngine(ABC):
+class SearchEngine(Started, ABC):
     """An engine that answers searches concurrently; use it as an async context manager."""
 
-    async def start(self) -> None:  # noqa: B027 (an engine may need no start)
+    async def start(self) -> None:
         """Open what searching needs. Called once, before the first search."""
 
-    async def close(self) -> None:  # noqa: B027
+    async def close(self) -> None:
         """Release everything; running searches fail with `EngineUnavailable`."""
 
     @abstractmethod
@@ -118,15 +118,3 @@ class SearchEngine(ABC):
     def counters(self) -> dict[str, float]:
         """Figures since the start, for the status of the rewarder."""
         return {}
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()

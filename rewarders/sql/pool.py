@@ -13,12 +13,12 @@ import signal
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Final, NoReturn
 
 import msgspec
 
 from common.sql.table import Table
+from rewarders.lifecycle import Started
 from rewarders.sql.errors import SqlError, SqlRefused, SqlTimeout, SqlUnavailable
 from rewarders.sql.limits import SqlLimits, require_seconds
 from rewarders.sql.wire import Failed, Query, Rows
@@ -50,7 +50,7 @@ class _Slot:
         self.worker: WorkerProcess | None = None
 
 
-class SqlPool:
+class SqlPool(Started):
     """Runs queries on database files; use it as an async context manager, on one event loop.
 
     workers: processes, hence queries at once. folders: where databases lie; a worker can read nothing else where the
@@ -110,18 +110,6 @@ class SqlPool:
         for slot in self._slots:
             if slot.worker is not None:
                 await slot.worker.reap()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def run(self, database: Path, sql: str, deadline_s: float | None = None) -> Table:
         """Run one query and return its result, truncated if it is larger than the limits.
