@@ -7,6 +7,7 @@ also where gradients go over NCCL, so that waiting for a batch keeps no GPU kern
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -20,6 +21,11 @@ from learner.batch import TrainSample, decode_samples, encode_samples, partition
 
 # A rank may wait this long for the next batch: an outage of a search engine must not kill the learner.
 DEFAULT_TIMEOUT = timedelta(days=7)
+# A gloo thread lets go of the last collective's tensors a moment after the collective is done, and needs Python's
+# lock for that. If it comes for the lock when the interpreter is already ending, the process aborts
+# (https://github.com/pytorch/pytorch/pull/179291); the mesh keeps those threads alive beyond the group's end.
+# Measured on two ranks of a busy machine: 15 % of all exits without this pause, none with it.
+GLOO_GRACE_S = 0.2
 
 
 def initialize(device: str = "auto", timeout: timedelta = DEFAULT_TIMEOUT) -> DeviceMesh:
@@ -51,9 +57,10 @@ def initialize(device: str = "auto", timeout: timedelta = DEFAULT_TIMEOUT) -> De
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, and let its threads put down what they hold."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(GLOO_GRACE_S)
 
 
 def background_group() -> ProcessGroup:
