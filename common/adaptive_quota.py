@@ -13,8 +13,8 @@ after the request was *sent*, once the service's own X-RateLimit headers have sh
 * An answer that took longer than usual (beyond the quantile `USUAL` of what the fastest took) may have been late on its
   way there: its slot is freed W after the latest instant at which it can have arrived (answer - fastest round trip).
 * A request without an answer keeps its slot as long as the slowest of the recent answers took, and half as long again.
-* A refusal (429) ends trust: strict for `BACK_OFF_S` at least and until the answers are calm again, then with half as
-  much margin again. Refusals have a budget, `1 + REFUSED_SHARE · granted`: beyond it there is no trust.
+* A refusal (429) ends trust: strict for `BACK_OFF_S` at least and until the answers are calm again, then with a
+  quarter more margin. Refusals have a budget, `1 + REFUSED_SHARE · granted`: beyond it there is no trust.
 * A lower X-RateLimit-Limit than the configured N lowers the number of slots; a higher one does not raise it.
 
 Guarantee: at most `2 + REFUSED_SHARE · granted` refusals that trust can be blamed for, not counting requests that were
@@ -35,8 +35,9 @@ from common.quota import NO_NEWS, USE_GRANT_WITHIN_S, Reply, SlotPool
 CALM_REPLIES = 30
 MARGIN = 0.02  # of a window
 MAX_MARGIN = 0.1
+WIDEN = 1.25  # of the margin, after a refusal: jitter's tail is steep, a little more of it makes refusals rare
 USUAL = 0.98
-BACK_OFF_S = 10.0
+BACK_OFF_S = 5.0
 REFUSED_SHARE = 0.0005
 REMEMBERED = 256  # round trips
 
@@ -75,7 +76,7 @@ class AdaptivePool(SlotPool):
         if refused:
             self._calm = 0
             self._distrusted_until = now + BACK_OFF_S
-            self._margin_s = min(1.5 * self._margin_s, MAX_MARGIN * self._window_s)
+            self._margin_s = min(WIDEN * self._margin_s, MAX_MARGIN * self._window_s)
 
     def replied(self, slot: int, grant: int, now: float, reply: Reply = NO_NEWS) -> bool:
         known = super().replied(slot, grant, now, reply)
