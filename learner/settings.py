@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from learner.advantages import ADVANTAGES
+from learner.advantages import GROUP_RELATIVE
 from learner.losses import DENOMINATORS, KL_ESTIMATORS, LOSSES, LossSettings
 from learner.policy import COMPUTE_DTYPES
 
@@ -67,7 +67,7 @@ class TrainerSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_choice("advantage", self.advantage, ADVANTAGES)
+        _check_choice("advantage", self.advantage, sorted(GROUP_RELATIVE))
         _check_choice("loss", self.loss, LOSSES)
         _check_choice("kl_estimator", self.kl_estimator, KL_ESTIMATORS)
         _check_choice("denominator", self.denominator, DENOMINATORS)
@@ -96,7 +96,7 @@ class TrainerSettings:
         Raises:
             ValueError: a bound is out of range.
         """
-        return LossSettings(self.clip_low, self.clip_high, self.importance_cap)
+        return LossSettings(self.clip_low, self.clip_high, importance_cap=self.importance_cap)
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:

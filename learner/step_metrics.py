@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from learner.distributed import all_reduce
-from learner.losses import PolicyTerms, TokenLosses, effective_sample_size, kl_k3, probability_ratio
+from learner.losses import PolicyTerms, TokenLosses, effective_sample_size, kl_k3
+from learner.ratios import probability_ratio
 
 _SUMS = (
     "loss",

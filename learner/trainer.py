@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from learner.advantages import ADVANTAGES
+from learner.advantages import ADVANTAGES, AdvantageSettings, StepRewards
 from learner.batch import (
     MicroBatch,
     TrainSample,
@@ -188,7 +188,11 @@ class Trainer:
         settings = self.settings
         logprobs, entropy = self.policy.response_logprobs(batch, settings.temperature)
         terms = PolicyTerms(
-            logprobs, logprobs.detach() if proximal is None else proximal, batch.behaviour, batch.advantages
+            logprobs,
+            logprobs.detach() if proximal is None else proximal,
+            batch.behaviour,
+            batch.advantages,
+            _sequences(batch.lengths),
         )
         losses = LOSSES[settings.loss](terms, settings.loss_settings())
         weights = token_weights(batch.lengths, totals, settings.denominator, settings.max_response_tokens)
@@ -229,8 +233,19 @@ def fill_advantages(samples: Sequence[TrainSample], advantage: str) -> None:
     """
     rewards = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
     groups = torch.tensor([sample.group for sample in samples], dtype=torch.int64)
-    for sample, value in zip(samples, ADVANTAGES[advantage](rewards, groups).tolist(), strict=True):
+    step = StepRewards(rewards, sequences=torch.arange(len(samples)), groups=groups)
+    values = ADVANTAGES[advantage](step, AdvantageSettings()).advantages
+    for sample, value in zip(samples, values.tolist(), strict=True):
         sample.advantage = value
+
+
+def _sequences(lengths: Tensor) -> Tensor:
+    """The response of each token, int64 [N], from the length of its response [N]."""
+    counts, token = [], 0
+    while token < len(lengths):
+        counts.append(int(lengths[token]))
+        token += counts[-1]
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(lengths.device)
 
 
 def _build_optimizer(policy: Policy, settings: TrainerSettings) -> torch.optim.AdamW:
