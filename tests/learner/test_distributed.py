@@ -62,7 +62,7 @@ def test_two_ranks_train_like_one_and_share_checkpoints(
     assert newest is not None
     fresh = Trainer(settings, model_dir, mesh)
     assert load_checkpoint(fresh, newest) == b"blob"
-    assert (fresh.steps, fresh.updates) == (4, 4 * minibatches)
+    assert (fresh.steps, fresh.optimizer.updates) == (4, 4 * minibatches)
     for name, tensor in fresh.full_state_dict().items():
         assert torch.equal(tensor, weights[name]), name
     restored, trained = fresh.named_tensors(), alone.named_tensors()
