@@ -16,7 +16,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM
 
 from learner.batch import TrainSample
-from learner.optimizer import learning_rate
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
 
@@ -192,31 +191,6 @@ def test_behaviour_equal_to_the_policy_shows_no_mismatch(
     assert metrics["ess"] == pytest.approx(1.0, abs=1e-4)
 
 
-def test_a_reward_for_one_token_makes_it_probable(mesh: DeviceMesh, model_dir: Path) -> None:
-    wanted, prompt = 7, np.array([5, 6, 9], dtype=np.int32)
-    settings = TrainerSettings(lr=0.01, kl_coef=0.0, weight_decay=0.0)
-    trainer = Trainer(settings, model_dir, mesh)
-    plain = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    shares = []
-    for _ in range(12):
-        plain.load_state_dict(trainer.full_state_dict(), strict=False)
-        with torch.no_grad():
-            table = plain(torch.from_numpy(prompt).long()[None]).logits[0, -1].log_softmax(-1)
-        # Half of the samples explore uniformly: the importance weights have to make up for it.
-        behaviour = (0.5 * table.exp() + 0.5 / 512).log()
-        tokens = torch.multinomial(behaviour.exp(), 256, replacement=True, generator=generator)
-        tokens[0] = wanted
-        samples = [
-            TrainSample(prompt, token[None].int().numpy(), behaviour[token][None].numpy(), reward, 0, 0)
-            for token, reward in zip(tokens, (tokens == wanted).float().tolist(), strict=True)
-        ]
-        trainer.step(samples)
-        shares.append(float(table[wanted].exp()))
-    assert shares[0] < 0.05
-    assert shares[-1] > 0.9
-
-
 def test_a_non_finite_gradient_skips_the_update(
     mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -240,34 +214,3 @@ def test_too_few_samples_and_foreign_tokens_are_refused(
     samples[1].response_ids = samples[1].response_ids + np.int32(600)
     with pytest.raises(ValueError, match="outside the vocabulary of 512"):
         trainer.step(samples)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]),
-        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4]),
-    ],
-)
-def test_learning_rate(schedule: str, expected: list[float]) -> None:
-    settings = TrainerSettings(warmup_steps=4, total_steps=8, lr_schedule=schedule)
-    rates = [learning_rate(step, 2.0, settings) / 2.0 for step in range(8)]
-    assert rates == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"loss": "ppo"}, "unknown loss 'ppo': choose one of ppo_clip, decoupled_ppo"),
-        ({"advantage": "gae"}, "unknown advantage 'gae'"),
-        ({"lr": 0.0}, "lr must be positive"),
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"kl_coef": -1.0}, "kl_coef must not be negative"),
-        ({"lr_schedule": "linear"}, "needs total_steps"),
-        ({"clip_low": 2.0}, "clip_low"),
-    ],
-)
-def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainerSettings(**changes)
