@@ -1,4 +1,4 @@
-"""PPO with a critic as one writes it for one sample at a time: no packing, no streams, none of the learner's formulas."""
+"""PPO with a critic as one writes it for one sample at a time: no packing, no streams, nothing of the learner's."""
 
 from __future__ import annotations
 
