@@ -19,15 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
-from learner.batch import (
-    MicroBatch,
-    TrainSample,
-    build_rows,
-    check_sample,
-    micro_batches,
-    partition,
-    shuffle_groups,
-)
+from learner.balance import CostModel, partition, shuffle_groups
+from learner.batch import MicroBatch, build_rows, micro_batches
 from learner.critic import Critic, load_critic
 from learner.distributed import all_reduce, scatter_samples
 from learner.experience import PROXIMAL, REFERENCE, VALUES, Experience, Streams, collect_experience
@@ -35,6 +28,7 @@ from learner.losses import StepTotals
 from learner.objective import policy_objective, value_objective
 from learner.optimizer import Optimizer, learning_rate
 from learner.policy import Policy, load_policy
+from learner.samples import TrainSample, check_sample
 from learner.settings import TrainerSettings
 from learner.step_metrics import StepMetrics
 
@@ -83,9 +77,7 @@ class Trainer:
         if settings.critic != "none":
             self.critic_optimizer = Optimizer(self._critic_shards(), settings.critic_lr, settings)
         self.steps = 0
-        # Attention costs 4 S H per token and layer, the linear layers about 24 H^2: beyond S = 6 H a shared
-        # row would lose in attention to masked keys what it saves by computing the prompt once.
-        self._row_tokens = settings.max_row_tokens or 6 * int(self.policy.config.hidden_size)
+        self._cost = CostModel.of_model(self.policy.config, settings.share_prompts)
 
     @property
     def leads(self) -> bool:
@@ -167,14 +159,12 @@ class Trainer:
         parts: Sequence[Sequence[TrainSample] | None] = [None] * count
         if self.leads and samples is not None:
             shuffled = shuffle_groups(samples, (self.settings.seed, self.steps)) if count > 1 else samples
-            parts = partition(shuffled, count)
-        return [scatter_samples(part) for part in parts]
+            parts = partition(shuffled, count, self._cost)
+        return [scatter_samples(part, self._cost) for part in parts]
 
     def _lay_out(self, share: list[TrainSample]) -> Minibatch:
-        row_tokens = min(self._row_tokens, self.settings.micro_batch_tokens)
-        batches = micro_batches(
-            build_rows(share, row_tokens, self.settings.share_prompts), self.settings.micro_batch_tokens
-        )
+        budget = self.settings.micro_batch_tokens
+        batches = micro_batches(build_rows(share, budget, self.settings.share_prompts), budget)
         tokens, sequences = all_reduce([sum(len(sample.response_ids) for sample in share), len(share)])
         # Every forward pass is a collective operation: ranks with less to do run placeholders.
         (most,) = all_reduce([len(batches)], maximum=True)

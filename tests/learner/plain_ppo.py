@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from learner.batch import TrainSample
+from learner.samples import TrainSample
 from learner.settings import TrainerSettings
 
 
