@@ -209,13 +209,13 @@ class Trainer:
     def _update(self, minibatch: Minibatch, experience: Experience, metrics: StepMetrics) -> dict[str, float]:
         """One optimizer step of policy and critic; returns the gradient norms before clipping."""
         norms: dict[str, float] = {}
-        self._accumulate(self.policy, minibatch, experience, self._policy_objective(minibatch.totals, metrics))
+        self._accumulate(self.policy, self._policy_loss, minibatch, experience, metrics)
         if self.steps >= self.settings.critic_warmup_steps:
             norms["grad_norm"] = self.optimizer.step(self.steps)
         else:
             self.optimizer.discard()
         if self.critic is not None:
-            self._accumulate(self.critic, minibatch, experience, self._critic_objective(minibatch.totals, metrics))
+            self._accumulate(self.critic, self._critic_loss, minibatch, experience, metrics)
         if self.critic_optimizer is not None:
             norms["critic_grad_norm"] = self.critic_optimizer.step(self.steps)
         return norms
@@ -223,37 +223,30 @@ class Trainer:
     def _accumulate(
         self,
         model: nn.Module,
+        loss: Callable[[MicroBatch, Streams, StepTotals, StepMetrics], Tensor],
         minibatch: Minibatch,
         experience: Experience,
-        objective: Callable[[MicroBatch, Streams], Tensor],
+        metrics: StepMetrics,
     ) -> None:
-        """Add up the gradients of ``objective`` over the micro-batches; ranks exchange them once, at the last."""
+        """Add up the gradients of ``loss`` over the micro-batches; ranks exchange them once, at the last."""
         for index, batch in enumerate(minibatch.batches, start=1):
             cast(FSDPModule, model).set_requires_gradient_sync(index == len(minibatch.batches))
             on_device = batch.to(self.policy.device)
-            # FSDP averages gradients over ranks; the objectives already divide by the step's totals, so undo that.
-            torch.autograd.backward(objective(on_device, experience.of(on_device)) * self.mesh.size())
+            share = loss(on_device, experience.of(on_device), minibatch.totals, metrics)
+            # FSDP averages gradients over ranks; the losses already divide by the step's totals, so undo that.
+            torch.autograd.backward(share * self.mesh.size())
 
-    def _policy_objective(self, totals: StepTotals, metrics: StepMetrics) -> Callable[[MicroBatch, Streams], Tensor]:
+    def _policy_loss(self, batch: MicroBatch, streams: Streams, totals: StepTotals, metrics: StepMetrics) -> Tensor:
         settings = self.settings
+        scores = self.policy.score(batch, settings.temperature)
+        loss = policy_objective(scores, batch, streams, totals, self.steps, settings, metrics)
+        if scores.values is None:
+            return loss
+        return loss + settings.value_coef * value_objective(scores.values, batch, streams, totals, settings, metrics)
 
-        def objective(batch: MicroBatch, streams: Streams) -> Tensor:
-            scores = self.policy.score(batch, settings.temperature)
-            loss = policy_objective(scores, batch, streams, totals, self.steps, settings, metrics)
-            if scores.values is None:
-                return loss
-            return loss + settings.value_coef * value_objective(
-                scores.values, batch, streams, totals, settings, metrics
-            )
-
-        return objective
-
-    def _critic_objective(self, totals: StepTotals, metrics: StepMetrics) -> Callable[[MicroBatch, Streams], Tensor]:
+    def _critic_loss(self, batch: MicroBatch, streams: Streams, totals: StepTotals, metrics: StepMetrics) -> Tensor:
         assert self.critic is not None
-        critic = self.critic
-        return lambda batch, streams: value_objective(
-            critic.values(batch), batch, streams, totals, self.settings, metrics
-        )
+        return value_objective(self.critic.values(batch), batch, streams, totals, self.settings, metrics)
 
     def _describe_updates(self, norms: Sequence[dict[str, float]]) -> dict[str, float]:
         """Mean gradient norms, learning rates, and the number of updates that were left out."""
