@@ -1,7 +1,7 @@
 """The policy: a Hugging Face causal language model, sharded with FSDP2, that scores responses.
 
-Only the hidden states that predict a response token go through the output layer, so no [batch, sequence,
-vocabulary] tensor ever exists for prompt positions.
+Only the hidden states that predict a response token are scored, and their logits never exist whole
+(``learner.logprobs``).
 """
 
 from __future__ import annotations
@@ -20,49 +20,10 @@ from transformers.utils import logging as transformers_logging
 
 from learner.attention import PACKED, prepare_layout
 from learner.batch import MicroBatch
+from learner.logprobs import check_linear_output, linear_logprobs
 from learner.value_head import ValueHead, shard_value_head
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class SelectedLogprobs(torch.autograd.Function):
-    """Log-probability of one token per row of logits, and the entropy of every row, from a single softmax.
-
-    Plain autograd keeps the log-softmax and its exponential; this keeps the softmax only and builds the
-    gradient in one
-    pass: d logp_y / d z = onehot(y) - p,  d H / d z = -p (log p + H).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """logits [N, V] of any float dtype, targets int64 [N] -> (logprobs, entropy), both float32 [N]."""
-        scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
-        probabilities = torch.softmax(scaled, dim=-1)
-        # The largest probability is at least 1/V, so this log-normaliser is exact where others would
-        # underflow.
-        normaliser = scaled.amax(-1) - probabilities.amax(-1).log()
-        logprobs = scaled.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - normaliser
-        expected = torch.linalg.vecdot(probabilities, scaled)
-        entropy = normaliser - expected
-        ctx.save_for_backward(probabilities, targets, entropy)
-        ctx.temperature, ctx.dtype = temperature, logits.dtype
-        ctx.set_materialize_grads(False)
-        return logprobs, entropy
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:
-        """Gradient with respect to the logits, [N, V] in their dtype."""
-        probabilities, targets, entropy = ctx.saved_tensors
-        logprob_gradient, entropy_gradient = gradients
-        scale = torch.zeros_like(entropy) if logprob_gradient is None else logprob_gradient
-        if entropy_gradient is None:
-            gradient = probabilities * (-scale / ctx.temperature).unsqueeze(-1)
-        else:
-            surprise = probabilities.clamp(min=torch.finfo(torch.float32).tiny).log() + entropy.unsqueeze(-1)
-            gradient = -probabilities * (scale.unsqueeze(-1) + surprise * entropy_gradient.unsqueeze(-1))
-            gradient /= ctx.temperature
-        gradient.scatter_add_(-1, targets.unsqueeze(-1), (scale / ctx.temperature).unsqueeze(-1))
-        return gradient.to(ctx.dtype), None, None
 
 
 class ResponseScores(NamedTuple):
@@ -84,6 +45,7 @@ class Policy(nn.Module):
 
     def __init__(self, causal_lm: nn.Module, device: torch.device, value_head: ValueHead | None = None) -> None:
         super().__init__()
+        check_linear_output(causal_lm)
         self.causal_lm = causal_lm
         self.value_head = value_head
         self.device = device
@@ -102,8 +64,9 @@ class Policy(nn.Module):
                 float32 as the engine does, so that both sides speak of the same distribution.
         """
         predicting = predicting_states(self.causal_lm.base_model, batch)
-        logits = self.causal_lm.get_output_embeddings()(predicting)
-        logprobs, entropy = SelectedLogprobs.apply(logits, batch.targets, temperature)
+        # Not by calling the layer, but here, inside the root's forward pass, where FSDP has its weight gathered.
+        head = self.causal_lm.get_output_embeddings()
+        logprobs, entropy = linear_logprobs(predicting, head.weight, batch.targets, temperature, head.bias)
         return ResponseScores(logprobs, entropy, None if self.value_head is None else self.value_head(predicting))
 
     def score(self, batch: MicroBatch, temperature: float) -> ResponseScores:
@@ -179,7 +142,7 @@ def load_policy(
 
     Raises:
         FileNotFoundError: the folder holds no config.json.
-        ValueError: unknown compute dtype.
+        ValueError: unknown compute dtype, or a model that ``check_linear_output`` refuses.
     """
     if compute_dtype not in COMPUTE_DTYPES:
         raise ValueError(f"unknown compute dtype {compute_dtype!r}: choose one of {', '.join(COMPUTE_DTYPES)}")
