@@ -147,12 +147,24 @@ def check_settings(deep: bool) -> Iterator[Check]:
     if os.environ.get("NCBI_API_KEY"):
         yield Check("settings", "NCBI_API_KEY", "OK", "set (10 requests per second)")
     else:
-        advice = "only for PubMed itself: make a key in your NCBI account and export NCBI_API_KEY"
+        advice = "only for PubMed itself: make a key in your NCBI account; export it, or name its search.api_key_file"
         yield Check("settings", "NCBI_API_KEY", "missing", "not set (3 requests per second)", advice)
     if deep:
         yield _pubmed_reachable()
     yield _wandb_setting()
     yield _data_setting()
+
+
+def check_key_file(path: str) -> Check:
+    """The file of an API key; the key itself is not shown."""
+    from rewarders.engines.api_keys import ApiKeyError, key_from_file
+
+    try:
+        key_from_file(path)
+    except ApiKeyError as error:
+        problem, _, advice = error.reason.partition(": ")
+        return Check("settings", "search.api_key_file", "broken", problem, advice)
+    return Check("settings", "search.api_key_file", "OK", f"{path} holds a key, for its owner only")
 
 
 def check_machine(deep: bool) -> Iterator[Check]:

@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     check = commands.add_parser("doctor", help="what is installed and configured, and what to do about what is not")
     doctor.add_arguments(check)
-    check.set_defaults(handler=lambda arguments: doctor.run(deep=arguments.deep, as_json=arguments.json))
+    check.set_defaults(handler=lambda arguments: doctor.run(arguments.deep, arguments.json, arguments.config))
     return parser
 
 

@@ -135,6 +135,7 @@ def pubmed_settings(config: Config) -> PubMedSettings:
         tool=search.tool,
         email=search.email,
         api_key_env=search.api_key_env or None,
+        api_key_file=search.api_key_file,
         more_api_keys_env=search.more_api_keys_env,
         timeout_s=search.timeout_s,
     )

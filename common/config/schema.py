@@ -175,6 +175,9 @@ class SearchConfig(Section):
     dense: DenseConfig = Field(default_factory=DenseConfig, description="faiss")
     sql: SqlConfig = Field(default_factory=SqlConfig, description="SQLite")
     api_key_env: str = Field("NCBI_API_KEY", description="Environment variable that holds the NCBI key")
+    api_key_file: str | None = Field(
+        None, description="File of mode 0600 that holds the NCBI key instead, on every rewarder's host"
+    )
     more_api_keys_env: tuple[str, ...] = Field(
         (),
         description="Of further NCBI keys, where their owners may combine them; each has the quota to itself",

@@ -162,18 +162,22 @@ class HttpEngine(SearchEngine):
 
         Args:
             is_search: whether a proper answer shows that the service answers searches.
-            options: `params` or `data` of aiohttp for a request under this slot.
+            options: `params` or `data` of aiohttp for a request under this slot. Raises EngineUnavailable if there
+                can be none.
         """
         async with self._connections, self._permit() as slot:
             if self._session is None:
                 slot.unused()
                 raise EngineUnavailable("the client is closed")
+            try:
+                sent = options(slot)
+            except EngineUnavailable:
+                slot.unused()
+                raise
             sent_at = time.monotonic()
             self.requests_sent += 1
             try:
-                sending = self._session.request(
-                    method, url, allow_redirects=False, trace_request_ctx=slot, **options(slot)
-                )
+                sending = self._session.request(method, url, allow_redirects=False, trace_request_ctx=slot, **sent)
                 async with sending as response:
                     head_arrived(slot, response.status, response.headers, self.throttled_wait_s)
                     body = await self._read_body(response)

@@ -7,11 +7,11 @@ is one the quota knows.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import ClassVar, Final
 from urllib.parse import urlencode
 
+from rewarders.engines.api_keys import key_from_environment, key_from_file
 from rewarders.engines.base import SearchRequest, SearchResult
 from rewarders.engines.eutils_reply import PUBMED_MAX_IDS, read_reply
 from rewarders.engines.http import HttpEngine, HttpSettings
@@ -32,6 +32,7 @@ class PubMedSettings(HttpSettings, frozen=True, kw_only=True):
 
     base_url: host of the service, or the folder of its esearch.fcgi. tool, email: NCBI writes before it blocks.
     api_key_env: name of the environment variable that holds the API key; unset, blank or None: without key.
+    api_key_file: file of mode 0600 that holds it, in place of that variable.
     more_api_keys_env: names of those of further keys. Requests under slots of the same rest share one key, so that the
     slots of the quota have to be the requests that one key may make times the number of keys.
     max_body_bytes: 9,999 ids take 130 kB.
@@ -39,6 +40,7 @@ class PubMedSettings(HttpSettings, frozen=True, kw_only=True):
 
     base_url: str = NCBI_URL
     api_key_env: str | None = "NCBI_API_KEY"
+    api_key_file: str | None = None
     more_api_keys_env: tuple[str, ...] = ()
 
     service: ClassVar[str] = "E-utilities"
@@ -105,7 +107,12 @@ class PubMedEngine(HttpEngine):
         return form
 
     def _api_key(self, slot: int) -> str:
-        """Read where it is used, so that no object that might be printed or pickled holds it."""
+        """Read where it is used, so that no object that might be printed or pickled holds it.
+
+        Raises ApiKeyError if the file of a key has become unusable: asking without it would spend another quota.
+        """
         names = (self._settings.api_key_env, *self._settings.more_api_keys_env)
-        name = names[slot % len(names)]
-        return os.environ.get(name, "").strip() if name else ""
+        turn = slot % len(names)
+        if turn == 0 and self._settings.api_key_file:
+            return key_from_file(self._settings.api_key_file)
+        return key_from_environment(names[turn])
