@@ -8,7 +8,10 @@ from typing import Final
 
 from rewarders.engines.base import EngineMisconfigured
 
+HIDDEN: Final = b"<API key>"
 _MAX_BYTES: Final = 4096
+# Of NCBI's keys, which have 36 hexadecimal digits, none is as short, and none is a number.
+_SHORTEST_HIDDEN: Final = 8
 
 
 class ApiKeyError(EngineMisconfigured):
@@ -39,3 +42,12 @@ def key_from_file(path: str) -> str:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ApiKeyError(f"{place} must hold one API key on a line of its own, and nothing else")
     return key
+
+
+def without_key(body: bytes, key: str) -> bytes:
+    """The body of a reply in which `key` is replaced by `HIDDEN`: NCBI quotes it in some of its errors, and texts of
+    replies reach logs, sample records and caches. A key that might be a document's id is left where it stands.
+    """
+    if len(key) < _SHORTEST_HIDDEN or key.isdigit():
+        return body
+    return body.replace(key.encode(), HIDDEN)

@@ -8,14 +8,15 @@ is one the quota knows.
 from __future__ import annotations
 
 import time
-from typing import ClassVar, Final
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
 from urllib.parse import urlencode
 
-from rewarders.engines.api_keys import key_from_environment, key_from_file
+from rewarders.engines.api_keys import key_from_environment, key_from_file, without_key
 from rewarders.engines.base import SearchRequest, SearchResult
 from rewarders.engines.eutils_reply import PUBMED_MAX_IDS, read_reply
 from rewarders.engines.http import HttpEngine, HttpSettings
-from rewarders.engines.permits import Permit, unlimited
+from rewarders.engines.permits import Permit, Slot, unlimited
 
 NCBI_URL: Final = "https://eutils.ncbi.nlm.nih.gov"
 _EUTILS_FOLDER: Final = "/entrez/eutils"
@@ -76,12 +77,18 @@ class PubMedEngine(HttpEngine):
 
     async def _ask(self, request: SearchRequest) -> SearchResult:
         """One HTTP request. Raises as `read_reply`, and EngineUnavailable for network trouble."""
-        return await self._request(
-            "POST",
-            self._url,
-            lambda status, headers, body: read_reply(status, headers, body, request),
-            lambda slot: {"data": urlencode(self.form(request, slot.number)).encode(), "headers": _FORM_ENCODED},
-        )
+        key = ""
+
+        def options(slot: Slot) -> dict[str, Any]:
+            nonlocal key
+            form = self.form(request, slot.number)
+            key = form.get("api_key", "")
+            return {"data": urlencode(form).encode(), "headers": _FORM_ENCODED}
+
+        def read(status: int, headers: Mapping[str, str], body: bytes) -> SearchResult:
+            return read_reply(status, headers, without_key(body, key), request)
+
+        return await self._request("POST", self._url, read, options)
 
     def form(self, request: SearchRequest, slot: int = 0) -> dict[str, str]:
         """The form fields of one esearch under slot number `slot`; retstart is left at 0 because PubMed gives its
