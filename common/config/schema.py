@@ -167,6 +167,11 @@ class SearchConfig(Section):
         "pub_date", description="Order in which the engine cuts at retmax (unsorted: ctgov only)"
     )
     timeout_s: PositiveFloat = Field(20.0, description="Deadline of one request in seconds")
+    max_connections: PositiveInt | None = Field(
+        None,
+        description="Requests in flight per rewarder; null: the engine's own (pubmed: no bound but the groups at hand, "
+        "ctgov 16, bm25 and dense 4 of up to 64 queries); sqlite: search.sql.processes",
+    )
     attempts: PositiveInt = Field(3, description="Tries of one query before it counts as unavailable")
     quota: QuotaConfig | None = Field(None, description="Fleet-wide quota; null: unlimited (own servers only)")
     breaker: BreakerConfig = Field(default_factory=BreakerConfig, description="Circuit breaker")
