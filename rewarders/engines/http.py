@@ -90,7 +90,7 @@ class HttpEngine(SearchEngine):
         """Open the keep-alive session. No request is made."""
         timeout = aiohttp.ClientTimeout(total=self._http.timeout_s, sock_connect=self._http.connect_timeout_s)
         self._session = aiohttp.ClientSession(
-            connector=connector(self._http.base_url),
+            connector=connector(self._http.base_url, None if self._permit is unlimited else self._http.timeout_s),
             timeout=timeout,
             headers={"User-Agent": self._http.user_agent, "Accept": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),

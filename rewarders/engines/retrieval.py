@@ -92,7 +92,7 @@ class RetrievalEngine(SearchEngine):
         """Open the keep-alive session. No request is made."""
         timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s, sock_connect=self._settings.connect_timeout_s)
         self._session = aiohttp.ClientSession(
-            connector=connector(self._settings.base_url),
+            connector=connector(self._url, None if self._permit is unlimited else self._settings.timeout_s),
             timeout=timeout,
             headers={"Content-Type": CONTENT_TYPE},
             cookie_jar=aiohttp.DummyCookieJar(),
