@@ -51,8 +51,10 @@ def library_search(corpus: Path, settings: DenseSettings, cache_folder: Path) ->
     from transformers import AutoModel, AutoTokenizer
 
     from rewarders.servers.retrieval.dense_index import open_index
+    from rewarders.servers.retrieval.encoder_modules import with_folders_own
 
     made = open_index(corpus, settings, cache_folder, lambda done, total: None).made
+    settings = with_folders_own(settings, made.encoder)
     tokenizer, model = AutoTokenizer.from_pretrained(made.encoder), AutoModel.from_pretrained(made.encoder).eval()
     vectors = np.load(made.vectors)
     index: Any = faiss.IndexFlatIP(vectors.shape[1])

@@ -134,10 +134,15 @@ class DenseConfig(Section):
     encoder: str | None = Field(
         None, description="Hugging Face folder or hub id of the encoder; null: a small one made from the corpus"
     )
-    pooling: Literal["mean", "cls", "last"] = Field("mean", description="How token vectors become one")
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        None, description="How token vectors become one; null: what the encoder's folder says, else mean"
+    )
     query_prefix: str = Field("", description="Put before every query, e.g. `query: `")
     passage_prefix: str = Field("", description="Put before every passage, e.g. `passage: `")
-    normalize: bool = Field(True, description="Unit vectors: cosine instead of inner product")
+    normalize: bool | None = Field(
+        None,
+        description="Unit vectors, hence cosine; null: what the encoder's folder says, else true",
+    )
     max_tokens: PositiveInt | None = Field(None, description="Longer texts are cut; null: what the model can take")
     index: Literal["flat", "hnsw"] = Field("flat", description="Exact, or approximate and faster from millions on")
     hnsw_m: int = Field(32, ge=2, le=256, description="HNSW: links per vector")
