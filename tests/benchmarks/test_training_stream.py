@@ -78,6 +78,7 @@ async def test_units_are_the_different_queries_of_the_groups_that_are_wanted(tmp
     assert report["samples_per_unit"] > report["one_call_per_sample"] > report["two_calls_per_sample"]
 
 
+@pytest.mark.slow
 async def test_three_clients_ask_for_the_same_samples_and_each_in_its_way(tmp_path: Path) -> None:
     world = build_world(tmp_path / "world", documents=200, train_requests=20, test_requests=5)
     groups = stretch_of(read_requests(world, "train"), 0.15, 0.2, seconds=2.0)
