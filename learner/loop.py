@@ -23,7 +23,7 @@ from common.tasks import Row, Task
 from common.tracking.dispositions_log import TRAINED
 from common.tracking.heldout import write_heldout
 from common.tracking.tracker import Tracker
-from learner.batch import TrainSample
+from learner.samples import TrainSample
 from learner.connection import LearnerConnection
 from learner.evaluation import Evaluation
 from learner.fleet_figures import FleetFigures

@@ -1,7 +1,7 @@
 """The policy: a Hugging Face causal language model, sharded with FSDP2, that scores responses.
 
 Only the hidden states that predict a response token go through the output layer, so no [batch, sequence,
-vocabulary] tensor ever exists for prompt or padding positions.
+vocabulary] tensor ever exists for prompt positions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from learner.attention import PACKED, prepare_layout
 from learner.batch import MicroBatch
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -91,10 +92,10 @@ class Policy(nn.Module):
         hidden = self.causal_lm.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            attention_mask=batch.attention_mask(),
+            packed=prepare_layout(batch.layout, self.device),
             use_cache=False,
         ).last_hidden_state
-        predicting = hidden.flatten(0, 1).index_select(0, batch.predictors)
+        predicting = hidden[0].index_select(0, batch.predictors)
         logits = self.causal_lm.get_output_embeddings()(predicting)
         logprobs, entropy = SelectedLogprobs.apply(logits, batch.targets, temperature)
         return logprobs, entropy
@@ -155,7 +156,7 @@ def load_policy(
     causal_lm = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=torch.float32,
-        attn_implementation="sdpa",
+        attn_implementation=PACKED,
         local_files_only=True,
         use_safetensors=True,
     )

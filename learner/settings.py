@@ -32,8 +32,7 @@ class TrainerSettings:
         denominator, max_response_tokens: see ``learner.losses.token_weights``; the second is used by
             "constant" only.
         minibatches: optimizer steps per training step.
-        micro_batch_tokens: padded tokens per forward pass.
-        max_row_tokens: longest row of several responses; 0 chooses from the model's width, see ``Trainer``.
+        micro_batch_tokens: input tokens per forward pass; a sample that is longer has one to itself.
         share_prompts: compute the prompt of a group once instead of once per response.
         temperature: sampling temperature of the behaviour policy.
         compute_dtype: "float32" or "bfloat16"; master weights are float32 either way.
@@ -60,7 +59,6 @@ class TrainerSettings:
     max_response_tokens: int = 512
     minibatches: int = 1
     micro_batch_tokens: int = 16384
-    max_row_tokens: int = 0
     share_prompts: bool = True
     temperature: float = 1.0
     compute_dtype: str = "float32"
@@ -83,7 +81,7 @@ class TrainerSettings:
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "kl_coef", "max_row_tokens"):
+        for name in ("weight_decay", "warmup_steps", "kl_coef"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.lr_schedule != "constant" and self.total_steps <= self.warmup_steps:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from learner.batch import TrainSample
+from learner.samples import TrainSample
 from learner.checkpoint_writer import CheckpointWriter
 from learner.distributed import broadcast_bytes
 from learner.trainer import Trainer

@@ -17,18 +17,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from learner.advantages import ADVANTAGES
-from learner.batch import (
-    MicroBatch,
-    TrainSample,
-    build_rows,
-    check_sample,
-    micro_batches,
-    partition,
-    shuffle_groups,
-)
+from learner.balance import CostModel, partition, shuffle_groups
+from learner.batch import MicroBatch, build_rows, micro_batches
 from learner.distributed import all_reduce, scatter_samples
 from learner.losses import KL_ESTIMATORS, LOSSES, PolicyTerms, StepTotals, token_weights, weighted_sum
 from learner.policy import Policy, load_policy
+from learner.samples import TrainSample, check_sample
 from learner.settings import TrainerSettings, learning_rate
 from learner.step_metrics import StepMetrics
 
@@ -41,6 +35,7 @@ class Minibatch:
 
     batches: list[MicroBatch]
     totals: StepTotals
+    advantages: dict[int, float]  # of every sample of this rank's share, by its index in the step
 
 
 class Trainer:
@@ -72,9 +67,7 @@ class Trainer:
         self.optimizer = _build_optimizer(self.policy, settings)
         self.steps = 0
         self.updates = 0
-        # Attention costs 4 S H per token and layer, the linear layers about 24 H^2: beyond S = 6 H a shared
-        # row would lose in attention to masked keys what it saves by computing the prompt once.
-        self._row_tokens = settings.max_row_tokens or 6 * int(self.policy.config.hidden_size)
+        self._cost = CostModel.of_model(self.policy.config, settings.share_prompts)
 
     @property
     def leads(self) -> bool:
@@ -133,19 +126,17 @@ class Trainer:
         parts: Sequence[Sequence[TrainSample] | None] = [None] * count
         if self.leads and samples is not None:
             shuffled = shuffle_groups(samples, (self.settings.seed, self.steps)) if count > 1 else samples
-            parts = partition(shuffled, count)
-        return [scatter_samples(part) for part in parts]
+            parts = partition(shuffled, count, self._cost)
+        return [scatter_samples(part, self._cost) for part in parts]
 
     def _lay_out(self, share: Sequence[TrainSample]) -> Minibatch:
-        row_tokens = min(self._row_tokens, self.settings.micro_batch_tokens)
-        batches = micro_batches(
-            build_rows(share, row_tokens, self.settings.share_prompts), self.settings.micro_batch_tokens
-        )
+        budget = self.settings.micro_batch_tokens
+        batches = micro_batches(build_rows(share, budget, self.settings.share_prompts), budget)
         tokens, sequences = all_reduce([sum(len(sample.response_ids) for sample in share), len(share)])
         # Every forward pass is a collective operation: ranks with less to do run placeholders.
         (most,) = all_reduce([len(batches)], maximum=True)
         batches += [MicroBatch.placeholder() for _ in range(int(most) - len(batches))]
-        return Minibatch(batches, StepTotals(tokens, sequences))
+        return Minibatch(batches, StepTotals(tokens, sequences), {one.index: one.advantage for one in share})
 
     def _proximal(self, minibatches: Sequence[Minibatch]) -> list[list[Tensor | None]]:
         """Log-probabilities under the policy at the start of the step, [N] per micro-batch.
@@ -166,7 +157,7 @@ class Trainer:
         sharded = cast(FSDPModule, self.policy)
         for index, (batch, known) in enumerate(zip(minibatch.batches, proximal, strict=True), start=1):
             sharded.set_requires_gradient_sync(index == len(minibatch.batches))
-            objective = self._objective(batch.to(self.policy.device), known, minibatch.totals, metrics)
+            objective = self._objective(batch.to(self.policy.device), known, minibatch, metrics)
             # FSDP averages gradients over ranks; the weights already divide by the step's totals, so undo
             # that.
             torch.autograd.backward(objective * self.mesh.size())
@@ -182,16 +173,20 @@ class Trainer:
         return norm
 
     def _objective(
-        self, batch: MicroBatch, proximal: Tensor | None, totals: StepTotals, metrics: StepMetrics
+        self, batch: MicroBatch, proximal: Tensor | None, minibatch: Minibatch, metrics: StepMetrics
     ) -> Tensor:
         """This micro-batch's share of the step's loss: sum_t w_t (policy_t + kl_coef KL_t - entropy_coef H_t)."""
         settings = self.settings
         logprobs, entropy = self.policy.response_logprobs(batch, settings.temperature)
+        advantages = logprobs.new_tensor([minibatch.advantages.get(index, 0.0) for index in batch.indices.tolist()])
         terms = PolicyTerms(
-            logprobs, logprobs.detach() if proximal is None else proximal, batch.behaviour, batch.advantages
+            logprobs,
+            logprobs.detach() if proximal is None else proximal,
+            batch.behaviour,
+            advantages[batch.sequences],
         )
         losses = LOSSES[settings.loss](terms, settings.loss_settings())
-        weights = token_weights(batch.lengths, totals, settings.denominator, settings.max_response_tokens)
+        weights = token_weights(batch.lengths, minibatch.totals, settings.denominator, settings.max_response_tokens)
         per_token, kl = losses.losses, torch.zeros_like(entropy)
         if self.reference is not None:
             kl = KL_ESTIMATORS[settings.kl_estimator](logprobs, self._score(self.reference, batch))
@@ -221,7 +216,7 @@ class Trainer:
 
 
 def fill_advantages(samples: Sequence[TrainSample], advantage: str) -> None:
-    """Set ``advantage`` of every sample from the rewards of its group.
+    """Set ``advantage`` of every sample from the rewards of its group, and ``index`` to its place in ``samples``.
 
     Args:
         samples: the whole training step, so that every group is complete.
@@ -229,8 +224,9 @@ def fill_advantages(samples: Sequence[TrainSample], advantage: str) -> None:
     """
     rewards = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
     groups = torch.tensor([sample.group for sample in samples], dtype=torch.int64)
-    for sample, value in zip(samples, ADVANTAGES[advantage](rewards, groups).tolist(), strict=True):
-        sample.advantage = value
+    values = ADVANTAGES[advantage](rewards, groups).tolist()
+    for index, (sample, value) in enumerate(zip(samples, values, strict=True)):
+        sample.index, sample.advantage = index, value
 
 
 def _build_optimizer(policy: Policy, settings: TrainerSettings) -> torch.optim.AdamW:

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM
 
-from learner.batch import TrainSample
+from learner.samples import TrainSample
 from learner.settings import TrainerSettings, learning_rate
 from learner.trainer import Trainer, fill_advantages
 
 SampleMaker = Callable[..., list[TrainSample]]
 # A large epsilon makes Adam's update nearly proportional to the gradient, so that weights show gradient
 # errors in their true size instead of the sign of noise.
-PROPORTIONAL: dict[str, Any] = {"lr": 0.1, "adam_epsilon": 1.0, "micro_batch_tokens": 64, "max_row_tokens": 40}
+PROPORTIONAL: dict[str, Any] = {"lr": 0.1, "adam_epsilon": 1.0, "micro_batch_tokens": 64}
 
 
 def weights_after(
@@ -188,7 +188,7 @@ def test_a_reward_for_one_token_makes_it_probable(mesh: DeviceMesh, model_dir: P
     trainer = Trainer(settings, model_dir, mesh)
     plain = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
-    shares = []
+    version, shares = np.zeros(1, dtype=np.int32), []
     for _ in range(12):
         plain.load_state_dict(trainer.full_state_dict(), strict=False)
         with torch.no_grad():
@@ -198,7 +198,7 @@ def test_a_reward_for_one_token_makes_it_probable(mesh: DeviceMesh, model_dir: P
         tokens = torch.multinomial(behaviour.exp(), 256, replacement=True, generator=generator)
         tokens[0] = wanted
         samples = [
-            TrainSample(prompt, token[None].int().numpy(), behaviour[token][None].numpy(), reward, 0, 0)
+            TrainSample(prompt, token[None].int().numpy(), behaviour[token][None].numpy(), version, reward, 0)
             for token, reward in zip(tokens, (tokens == wanted).float().tolist(), strict=True)
         ]
         trainer.step(samples)
