@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from learner.attention import PACKED, prepare_layout
+from learner.attention import PACKED, check_attention, prepare_layout
 from learner.batch import MicroBatch
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -145,7 +145,7 @@ def load_policy(
 
     Raises:
         FileNotFoundError: the folder holds no config.json.
-        ValueError: unknown compute dtype.
+        ValueError: unknown compute dtype, or a model with another attention than packed rows have.
     """
     directory = Path(model_dir)
     if not (directory / "config.json").is_file():
@@ -160,6 +160,7 @@ def load_policy(
         local_files_only=True,
         use_safetensors=True,
     )
+    check_attention(causal_lm)
     device = torch.device(f"cuda:{torch.cuda.current_device()}" if mesh.device_type == "cuda" else "cpu")
     policy = Policy(causal_lm, device)
     policy.requires_grad_(trainable).train(trainable)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from learner.samples import TrainSample
 from learner.distributed import initialize, shutdown
+from learner.samples import TrainSample
 from tests.tiny_model import build_tiny_model
 
 VOCAB = 512
