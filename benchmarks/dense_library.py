@@ -51,23 +51,29 @@ def library_search(corpus: Path, settings: DenseSettings, cache_folder: Path) ->
     from transformers import AutoModel, AutoTokenizer
 
     from rewarders.servers.retrieval.dense_index import open_index
+    from rewarders.servers.retrieval.encoder_modules import with_folders_own
 
     made = open_index(corpus, settings, cache_folder, lambda done, total: None).made
-    tokenizer, model = AutoTokenizer.from_pretrained(made.encoder), AutoModel.from_pretrained(made.encoder).eval()
+    settings = with_folders_own(settings, made.encoder)
+    device = "cuda" if settings.gpu else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(made.encoder)
+    model = AutoModel.from_pretrained(made.encoder).eval().to(device)
     vectors = np.load(made.vectors)
     index: Any = faiss.IndexFlatIP(vectors.shape[1])
     if settings.index == "hnsw":
         index = faiss.IndexHNSWFlat(vectors.shape[1], settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = settings.hnsw_ef_construction
     index.add(vectors)
+    if settings.gpu:
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
     longest = settings.max_tokens or 512
 
     def search(terms: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         texts = [settings.query_prefix + term for term in terms]
-        tokens = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
         with torch.inference_mode():
             hidden = model(**tokens).last_hidden_state
-        pooled = _pool(hidden, tokens["attention_mask"], settings.pooling).numpy()
+        pooled = _pool(hidden, tokens["attention_mask"], settings.pooling).cpu().numpy()
         if settings.normalize:
             faiss.normalize_L2(pooled)
         if settings.index == "hnsw":

@@ -8,7 +8,8 @@ processes, the library one.
 
 Prints one JSON line: `engine_qps`, `library_qps` (queries per second, medians over the rounds), `ratio` (median over
 the rounds of engine / library of the same round), `ndcg10` of the engine on the judged queries of `--split`, and what
-was asked for.
+was asked for. `--index hnsw`, `--encoder` and `--gpu` are for dense: with `--gpu`, encoder and index of both sides
+are on the GPU (faiss-gpu, flat index).
 
 A new engine is one function in `CONTESTS`.
 """
@@ -56,13 +57,16 @@ def bm25(arguments: argparse.Namespace, folder: Path) -> Iterator[Library]:
 def dense(arguments: argparse.Namespace, folder: Path) -> Iterator[Library]:
     """transformers and faiss, with the encoder and vectors that the server made; in this process."""
     from benchmarks import dense_library
-
-    shape = DenseConfig(threads=arguments.threads)
     from rewarders.servers.retrieval.dense import DenseSettings
 
-    settings = DenseSettings(**shape.model_dump())
+    settings = DenseSettings(**dense_section(arguments).model_dump())
     search = dense_library.library_search(arguments.corpus, settings, folder / "indexes")
     yield lambda queries, k: len(queries) / dense_library.library_per_s(search, queries, k, settings.batch)
+
+
+def dense_section(arguments: argparse.Namespace) -> DenseConfig:
+    """What both sides of the dense contest are to be."""
+    return DenseConfig(threads=arguments.threads, index=arguments.index, gpu=arguments.gpu, encoder=arguments.encoder)
 
 
 CONTESTS: dict[str, Contest] = {"bm25": bm25, "dense": dense}
@@ -73,6 +77,9 @@ def search_server(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
     """The base URL of `deepretrieval search-server` in a process of its own."""
     command = [sys.executable, "-m", "deploy.cli", "search-server", arguments.engine, "--port", "0"]
     command += ["--corpus", str(arguments.corpus), "--threads", str(arguments.threads)]
+    if arguments.engine == "dense":
+        command += [f"--index={arguments.index}", *(["--gpu"] if arguments.gpu else [])]
+        command += [f"--encoder={arguments.encoder}"] if arguments.encoder else []
     environment = {**os.environ, "DEEPRETRIEVAL_CACHE": str(folder), "PYTHONUNBUFFERED": "1"}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
@@ -134,6 +141,7 @@ async def compare(arguments: argparse.Namespace, url: str, library: Library) -> 
         "ndcg10": round(quality, 4),
         "k": arguments.k,
         "threads": arguments.threads,
+        **({"index": arguments.index, "gpu": arguments.gpu} if arguments.engine == "dense" else {}),
         "queries": len(queries),
         "rounds": arguments.rounds,
         "cores": len(os.sched_getaffinity(0)),
@@ -150,9 +158,14 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=10, help="hits per query")
     parser.add_argument("--threads", type=int, default=1, help="of the engine's process, and of the library")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--index", choices=("flat", "hnsw"), default="flat", help="dense: exact or approximate")
+    parser.add_argument("--encoder", help="dense: folder or hub id; without it one made from the corpus")
+    parser.add_argument("--gpu", action="store_true", help="dense: encoder and index on a GPU")
     arguments = parser.parse_args()
     if arguments.corpus is None:
         parser.error("name a BEIR folder with --corpus, or set DEEPRETRIEVAL_DATA")
+    if arguments.engine != "dense" and (arguments.gpu or arguments.encoder or arguments.index != "flat"):
+        parser.error("--index, --encoder and --gpu are for --engine dense")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with (

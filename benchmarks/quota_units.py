@@ -95,11 +95,7 @@ async def work_off(groups: Sequence[Group], task: Task, url: str) -> dict[str, f
     """
     feed = Feed(groups)
     before = await requests_at(url)
-    async with SearchAnswerer(task, PubMedEngine(PubMedSettings(base_url=url, api_key_env=None))) as answerer:
-        rewarder = Rewarder(cast(BrokerClient, feed), Scorer(task, answerer), CONCURRENT_GROUPS)
-        await asyncio.wait_for(rewarder.run(), SCORED_WITHIN_S)
-    if feed.failure:
-        raise RuntimeError(f"the local server fails: {feed.failure}")
+    await score_from(feed, task, PubMedEngine(PubMedSettings(base_url=url, api_key_env=None)))
     units = await requests_at(url) - before
     generated = GROUP * len(groups)
     well_formed = sum(query is not None for group in groups for query in group.queries)
@@ -111,6 +107,15 @@ async def work_off(groups: Sequence[Group], task: Task, url: str) -> dict[str, f
         "scored": feed.samples,
         "units": units,
     }
+
+
+async def score_from(feed: Feed, task: Task, engine: PubMedEngine) -> None:
+    """Let a rewarder work a feed off."""
+    async with SearchAnswerer(task, engine) as answerer:
+        rewarder = Rewarder(cast(BrokerClient, feed), Scorer(task, answerer), CONCURRENT_GROUPS)
+        await asyncio.wait_for(rewarder.run(), SCORED_WITHIN_S)
+    if feed.failure:
+        raise RuntimeError(f"the local server fails: {feed.failure}")
 
 
 async def paced(groups: Sequence[Group], folder: Path, url: str, top_k: int, seconds: float) -> dict[str, Any]:

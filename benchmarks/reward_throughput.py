@@ -10,20 +10,23 @@ cores it may be what bounds them, so the CPU time of this process is reported to
 With a quota: a stream of groups of 8 as a GRPO policy writes them (`benchmarks.training_stream` says where its repeats
 come from; `--samples` takes those of a real run instead), 15 % of the samples malformed, 5 % of the groups no longer
 wanted when their turn comes (their leases are gone). A rewarder works the stream off and the server counts what it is
-asked. What two other clients would have asked for the same stream:
+asked. Two other clients are known to ask for the same stream
 
 * one call per sample: as often as there are samples, whatever became of them;
 * two calls per sample: the original DeepRetrieval, which asks for the count and then for the ids of every well-formed
   sample, repeated or not.
 
-Then the beginning of the stream, without the stale groups, goes through a real broker with a quota of 10 per second to
-a real rewarder process. Prints one JSON line:
+What they take for the whole stream is counted, not asked. But then all three really work a short stretch off, each
+request under a slot of a real broker with a quota of 10 per second. Last, the beginning of the stream, without the
+stale groups, goes through such a broker to a real rewarder process. Prints one JSON line:
 
 * `scored_per_s`, `raw_per_s`: samples and bare requests per second, medians over the rounds; `ratio`: median over the
   rounds of scored / raw of the same round; `scored_cpu_us`, `raw_cpu_us`: CPU microseconds of this process for each;
 * `samples_per_unit`, `one_call_per_sample`, `two_calls_per_sample`: samples scored in time per request upstream (a
   malformed sample is scored by no request); `scored`, `units`: the samples and requests of ours;
-* `stream`: what repeats in the stream; `paced`: what the real quota granted, and what was scored with it.
+* `stream`: what repeats in the stream; `clients`: of each of the three on the stretch, the samples scored in time, the
+  requests the server got, and how fast; `stretch`: what repeats in it;
+* `paced`: what the real quota granted the rewarder process, and what was scored with it.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.quota_rivals import compare_clients, stretch_of
 from benchmarks.quota_units import paced, work_off
 from benchmarks.search_process import SearchProcess
 from benchmarks.training_stream import GROUP, StreamWriter, statistics_of, text_of
@@ -173,6 +177,10 @@ async def spend(url: str, rows: list[Row], folder: Path, arguments: argparse.Nam
     report: dict[str, Any] = await work_off(groups, PublicationSearch(top_k=arguments.top_k), url)
     progress(f"{report['samples_per_unit']} samples per unit")
     report["stream"] = statistics_of(groups)
+    if arguments.clients_seconds > 0:
+        stretch = stretch_of(rows, arguments.malformed, arguments.stale, arguments.clients_seconds)
+        report["clients"] = await compare_clients(stretch, folder / "clients", url, arguments.top_k)
+        report["stretch"] = statistics_of(stretch)
     if arguments.paced_seconds > 0:
         report["paced"] = await paced(groups, folder / "run", url, arguments.top_k, arguments.paced_seconds)
     return report
@@ -189,6 +197,9 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, help="samples.jsonl of a demo run in place of the generated stream")
     parser.add_argument("--malformed", type=float, default=0.15, help="share of the samples")
     parser.add_argument("--stale", type=float, default=0.05, help="share of the groups")
+    parser.add_argument(
+        "--clients-seconds", type=float, default=60.0, help="of the slowest of three; 0 leaves them out"
+    )
     parser.add_argument("--paced-seconds", type=float, default=30.0, help="with the real quota; 0 leaves it out")
     arguments = parser.parse_args()
     report: dict[str, Any] = {}

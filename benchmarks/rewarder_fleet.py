@@ -67,7 +67,7 @@ class RewarderFleet:
         prepare_folder(self._folder, self.config, resume=True)
         self._endpoint = f"tcp://{LOOPBACK}:{self.config.broker.port}"
         self._start("broker", "broker", [])
-        self.learner, self._actor = [await self._join(role) for role in ("learner", "actor")]
+        self.learner, self._actor = [await self.join(role, f"{role}-0") for role in ("learner", "actor")]
         self._actor.serve("rollout", self._capacity)
         self.learner.serve("train", self._capacity)
         self._acting = asyncio.create_task(self._act())
@@ -105,6 +105,12 @@ class RewarderFleet:
         """Start one more, with what `environment` adds; its log is `logs/NAME.log`."""
         return self._start("rewarder", name, ["--connect", self._endpoint, "--name", name], environment or {})
 
+    async def join(self, role: m.Role, name: str) -> BrokerClient:
+        """Connect to the broker from this process."""
+        client = BrokerClient(self._endpoint, load_run_keys(self._folder.keys, role), role, name, incarnation=1)
+        await client.start()
+        return client
+
     def log(self, name: str) -> str:
         """What a process has written."""
         return (self._folder.logs / f"{name}.log").read_text()
@@ -124,11 +130,6 @@ class RewarderFleet:
         return GroupResult(group.ticket.ticket_id, group.scores.scores)
 
     # ------------------------------------------------------------------ inside
-
-    async def _join(self, role: m.Role) -> BrokerClient:
-        client = BrokerClient(self._endpoint, load_run_keys(self._folder.keys, role), role, f"{role}-0", incarnation=1)
-        await client.start()
-        return client
 
     def _start(
         self, role: str, name: str, options: Sequence[str], environment: dict[str, str] | None = None

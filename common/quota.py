@@ -13,8 +13,14 @@ what an earlier one granted, so it stays closed that long first.
 
 What the proof asks of the worker: that it sends no later than its share of `hard_deadline_s` after the grant. It cannot
 know the broker's clock, so a grant says how long its request waited at the broker, and the worker counts from when it
-asked (see `BrokerClient.quota_slot`). One hole is left, which every scheme with a client has: a process stopped after
-it looked at its clock and before the kernel took its bytes, for longer than the slack in `hard_deadline_s`.
+asked (see `BrokerClient.quota_slot`). And that its kernel does not deliver later what it was given in time: its sockets
+discard what is unsent when they are closed, and give up what is not acknowledged within the request's deadline
+(`rewarders.engines.connections`).
+
+Two holes are left. One every scheme with a client has: a process stopped after it looked at its clock and before the
+kernel took its bytes, for longer than the slack in `hard_deadline_s`. The other lies behind the host: a proxy or a
+network that holds packets back for longer than that delivers them late. (Where there is no TCP_USER_TIMEOUT, on other
+systems than Linux, a third: a process that is stopped while the network is cut.)
 
 Invariants: a slot is free, granted to one request, or cooling; `granted - freed ≤ N`; nothing is granted while the pool
 is closed; requests of one worker are served in order, workers share fairly by order of request, but a worker that was

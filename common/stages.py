@@ -9,7 +9,7 @@ Invariants, after every call:
    worker that holds it; any other answer is *late* and changes nothing. So an item is completed at most once.
 3. A worker is never given more leases than the capacity (credit) it declared; declaring less takes none away.
 4. An item comes back to the queue when its lease expires, its worker leaves or says that it lost it, or it is
-   released; it keeps its priority, so redelivered work goes first.
+   released; work that was given out before goes before work that never was.
 5. An `offer` beyond the bounds in items or bytes answers FULL (backpressure), unless it is forced. `bytes` is
    the sum over the items held.
 6. A lease expires `lease_s` after it was given or last renewed, no sooner.
@@ -41,7 +41,7 @@ class Offer(Enum):
 
 @dataclass(slots=True)
 class Item(Generic[P]):
-    """One piece of work; lower `priority` tuples go first, equal ones in order of arrival."""
+    """One piece of work; lower `priority` tuples go first, equal ones in order of arrival. begun: was given out."""
 
     item_id: int
     priority: tuple[int, ...]
@@ -49,6 +49,7 @@ class Item(Generic[P]):
     size: int
     lease: int | None = None
     worker: str | None = None
+    begun: bool = False
 
 
 @dataclass(slots=True)
@@ -86,7 +87,7 @@ class Stage(Generic[P]):
         self._max_bytes = max_bytes
         self._recent_size = 0.0  # moving average over the items offered
         self._items: dict[int, Item[P]] = {}
-        self._queue: list[tuple[tuple[int, ...], int, Item[P]]] = []  # priority, arrival, item
+        self._queue: list[tuple[bool, tuple[int, ...], int, Item[P]]] = []  # new, priority, arrival, item
         self._delayed: list[tuple[float, int, Item[P]]] = []  # ready at, arrival, item
         self._leases: OrderedDict[int, tuple[float, Item[P]]] = OrderedDict()  # lease -> expires at; earliest first
         self._workers: dict[str, _Worker] = {}
@@ -198,7 +199,7 @@ class Stage(Generic[P]):
         self._wake_delayed(now)
         grants: list[Grant[P]] = []
         while self._ready and self._queue and (limit is None or len(grants) < limit):
-            grants.append(self._lease(heapq.heappop(self._queue)[2], now))
+            grants.append(self._lease(heapq.heappop(self._queue)[-1], now))
         return grants
 
     def complete(self, item_id: int, lease: int, worker: str) -> Item[P] | None:
@@ -249,7 +250,7 @@ class Stage(Generic[P]):
         return item
 
     def _enqueue(self, item: Item[P]) -> None:
-        heapq.heappush(self._queue, (item.priority, next(self._arrivals), item))
+        heapq.heappush(self._queue, (not item.begun, item.priority, next(self._arrivals), item))
 
     def _wake_delayed(self, now: float) -> None:
         while self._delayed and self._delayed[0][0] <= now:
@@ -258,7 +259,7 @@ class Stage(Generic[P]):
     def _lease(self, item: Item[P], now: float) -> Grant[P]:
         name, _ = self._ready.popitem(last=False)
         worker = self._workers[name]
-        item.lease, item.worker = next(self._lease_numbers), name
+        item.lease, item.worker, item.begun = next(self._lease_numbers), name, True
         worker.leases[item.lease] = item
         self._leases[item.lease] = (now + self._lease_s, item)
         self._note_capacity(name, worker)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from deploy import probes
+from deploy.open_files import ENOUGH, open_files_allowed
 
 Status = Literal["OK", "missing", "broken", "warning"]
 Group = Literal["base", "engines", "learner", "search", "extras", "settings", "machine"]
@@ -147,12 +148,24 @@ def check_settings(deep: bool) -> Iterator[Check]:
     if os.environ.get("NCBI_API_KEY"):
         yield Check("settings", "NCBI_API_KEY", "OK", "set (10 requests per second)")
     else:
-        advice = "only for PubMed itself: make a key in your NCBI account and export NCBI_API_KEY"
+        advice = "only for PubMed itself: make a key in your NCBI account; export it, or name its search.api_key_file"
         yield Check("settings", "NCBI_API_KEY", "missing", "not set (3 requests per second)", advice)
     if deep:
         yield _pubmed_reachable()
     yield _wandb_setting()
     yield _data_setting()
+
+
+def check_key_file(path: str) -> Check:
+    """The file of an API key; the key itself is not shown."""
+    from rewarders.engines.api_keys import ApiKeyError, key_from_file
+
+    try:
+        key_from_file(path)
+    except ApiKeyError as error:
+        problem, _, advice = error.reason.partition(": ")
+        return Check("settings", "search.api_key_file", "broken", problem, advice)
+    return Check("settings", "search.api_key_file", "OK", f"{path} holds a key, for its owner only")
 
 
 def check_machine(deep: bool) -> Iterator[Check]:
@@ -166,7 +179,7 @@ def check_machine(deep: bool) -> Iterator[Check]:
     full = "make room: checkpoints and logs go to ./runs" if disk < 5 else ""
     yield Check("machine", "free disk", "warning" if full else "OK", f"{disk:.1f} GiB here", full)
     yield from _shared_memory()
-    yield from _open_files()
+    yield _open_files()
 
 
 QUESTIONS: tuple[Callable[[bool], Iterator[Check]], ...] = (
@@ -305,12 +318,11 @@ def _shared_memory() -> Iterator[Check]:
     yield Check("machine", "/dev/shm", "warning" if small else "OK", f"{size / _GIB:.2f} GiB free", small)
 
 
-def _open_files() -> Iterator[Check]:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = "ulimit -n 4096: a socket or file each for rewarders and actors" if 0 <= soft < 1024 else ""
-    count = "unlimited" if soft < 0 else str(soft)
-    yield Check("machine", "open files", "warning" if few else "OK", f"{count} allowed", few)
+def _open_files() -> Check:
+    allowed = open_files_allowed()
+    few = allowed is not None and allowed < ENOUGH
+    advice = (
+        f"raise the hard limit to {ENOUGH} (ulimit -Hn, or docker run --ulimit nofile={ENOUGH}): a socket a request"
+    )
+    count = "unlimited" if allowed is None else f"{allowed} allowed"
+    return Check("machine", "open files", "warning" if few else "OK", count, advice if few else "")

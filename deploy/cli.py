@@ -15,6 +15,7 @@ from common.config import Config, load_config
 from common.run_folder import RunFolder
 from deploy import data_commands, doctor, fleet_commands, run_commands, search_server_command
 from deploy.errors import exit_status, user_message
+from deploy.open_files import allow_open_files
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from deploy.roles import end_with_parent
 
         end_with_parent(arguments.parent, arguments.parent_grace)
+    allow_open_files()
     handler: Handler = arguments.handler
     try:
         return handler(arguments)
@@ -82,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     check = commands.add_parser("doctor", help="what is installed and configured, and what to do about what is not")
     doctor.add_arguments(check)
-    check.set_defaults(handler=lambda arguments: doctor.run(deep=arguments.deep, as_json=arguments.json))
+    check.set_defaults(handler=lambda arguments: doctor.run(arguments.deep, arguments.json, arguments.config))
     return parser
 
 

@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
-from deploy.checks import Check, engine_in_use, run_checks
+from deploy.checks import Check, check_key_file, engine_in_use, run_checks
 
 _STYLE = {"OK": "green", "missing": "dim", "broken": "bold red", "warning": "yellow"}
 
@@ -16,12 +17,17 @@ _STYLE = {"OK": "green", "missing": "dim", "broken": "bold red", "warning": "yel
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--deep", action="store_true", help="really import the packages (minutes), call PubMed")
+    parser.add_argument("--config", help="check the search.api_key_file of this config too")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
 
-def run(deep: bool = False, as_json: bool = False) -> int:
-    """Print every check. Returns the exit code: 0, or 1 where a part of the base install does not work."""
-    checks = run_checks(deep)
+def run(deep: bool = False, as_json: bool = False, config: str | None = None) -> int:
+    """Print every check. Returns the exit code: 0, or 1 where a part of the base install does not work.
+
+    Raises:
+        ConfigError: `config` is named and cannot be read.
+    """
+    checks = run_checks(deep) + (_checks_of(config) if config else [])
     broken = base_problems(checks)
     if as_json:
         print(json.dumps(as_object(checks), ensure_ascii=False))
@@ -29,6 +35,13 @@ def run(deep: bool = False, as_json: bool = False) -> int:
         _print_table(checks)
         print(verdict(checks))
     return 1 if broken else 0
+
+
+def _checks_of(config: str) -> list[Check]:
+    from common.config import load_config
+
+    path = load_config(Path(config)).search.api_key_file
+    return [check_key_file(path)] if path else []
 
 
 def base_problems(checks: Sequence[Check]) -> list[Check]:
@@ -81,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="deepretrieval doctor", description=__doc__)
     add_arguments(parser)
     options = parser.parse_args(argv)
-    return run(deep=options.deep, as_json=options.json)
+    return run(deep=options.deep, as_json=options.json, config=options.config)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.config import Config
 from common.tasks import Task
@@ -135,8 +135,10 @@ def pubmed_settings(config: Config) -> PubMedSettings:
         tool=search.tool,
         email=search.email,
         api_key_env=search.api_key_env or None,
+        api_key_file=search.api_key_file,
         more_api_keys_env=search.more_api_keys_env,
         timeout_s=search.timeout_s,
+        max_connections=search.max_connections,
     )
 
 
@@ -145,14 +147,17 @@ def ctgov_settings(config: Config) -> CtGovSettings:
     from rewarders.engines.ctgov import CtGovSettings
 
     search = config.search
-    return CtGovSettings(base_url=_url(config), tool=search.tool, email=search.email, timeout_s=search.timeout_s)
+    own: dict[str, Any] = {} if search.max_connections is None else {"max_connections": search.max_connections}
+    return CtGovSettings(base_url=_url(config), tool=search.tool, email=search.email, timeout_s=search.timeout_s, **own)
 
 
 def retrieval_settings(config: Config) -> RetrievalSettings:
     """The settings of the client of a BM25 or dense server."""
     from rewarders.engines.retrieval import RetrievalSettings
 
-    return RetrievalSettings(base_url=_url(config), timeout_s=config.search.timeout_s)
+    most = config.search.max_connections
+    own: dict[str, Any] = {} if most is None else {"max_requests": most}
+    return RetrievalSettings(base_url=_url(config), timeout_s=config.search.timeout_s, **own)
 
 
 def _url(config: Config) -> str:

@@ -55,6 +55,8 @@ def _check_engine(config: Config, task: Task) -> None:
         raise LaunchError(
             f"search.sort is unsorted, which {search.engine} does not have (ctgov only): set relevance or pub_date"
         )
+    if search.engine == "sqlite":
+        _check_sqlite(config)
     if search.engine == "pubmed" and task.top_k > PUBMED_MOST_IDS:
         raise LaunchError(
             f"search.retmax is {task.top_k}, but PubMed gives {PUBMED_MOST_IDS:,} ids per search at most: set no more"
@@ -65,3 +67,15 @@ def _check_engine(config: Config, task: Task) -> None:
             "task.options.retriever is bm25_boolean, but the engine would ignore operators: set "
             "search.bm25.syntax=boolean"
         )
+
+
+def _check_sqlite(config: Config) -> None:
+    """SQL runs inside a rewarder: it is no search, so what bounds or keeps searches does not reach it."""
+    search = config.search
+    if search.cache.mode in ("record", "replay"):
+        raise LaunchError(
+            f"search.cache.mode is {search.cache.mode}, but SQL answers run on files at rest and are no searches: "
+            "leave it at memory; the same databases give the same results"
+        )
+    if search.max_connections is not None:
+        raise LaunchError("search.max_connections has no meaning for sqlite: set search.sql.processes")

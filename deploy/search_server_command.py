@@ -50,7 +50,7 @@ def _add_section(server: argparse.ArgumentParser, group: argparse._ArgumentGroup
         option = f"--{name.replace('_', '-')}"
         if option in there:  # both have `threads`
             continue
-        if field.annotation is bool:
+        if field.annotation in (bool, bool | None):
             group.add_argument(option, action=argparse.BooleanOptionalAction, help=field.description)
         else:
             group.add_argument(option, type=_reader(field), metavar=name.upper(), help=field.description)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 from common.config import Config
 from common.off_peak import TimeZoneMissingError, is_open
 from deploy.errors import LaunchError
+from rewarders.engines.api_keys import ApiKeyError, key_from_environment, key_from_file
 
 NCBI_HOST: Final = "eutils.ncbi.nlm.nih.gov"
 _PER_S_WITHOUT_KEY: Final = 3
@@ -21,18 +21,18 @@ def check_service(config: Config) -> list[str]:
 
     Raises:
         LaunchError: the run has no quota, which NCBI answers by blocking the address; or it has hours that this machine
-            cannot tell.
+            cannot tell; or a key is not where the config says.
     """
     search = config.search
     if search.quota is not None and search.quota.off_peak:
         _check_hours()
+    has_key = bool(first_key(config))
     if search.more_api_keys_env:
         _check_keys(config)
     if search.engine != "pubmed" or urlsplit(search.url or "").hostname != NCBI_HOST:
         return []
-    has_key = bool(search.api_key_env and os.environ.get(search.api_key_env, "").strip())
     allowed = _PER_S_WITH_KEY if has_key else _PER_S_WITHOUT_KEY
-    key = f"with the key in {search.api_key_env}" if has_key else "without an API key"
+    key = f"with the key in {search.api_key_file or search.api_key_env}" if has_key else "without an API key"
     if search.quota is None:
         raise LaunchError(
             f"{NCBI_HOST} allows {allowed} requests per second {key}: set search.quota.requests={allowed}"
@@ -51,13 +51,27 @@ def _check_keys(config: Config) -> None:
     search = config.search
     if search.engine != "pubmed" or search.quota is None or search.quota.mode != "strict":
         raise LaunchError("search.more_api_keys_env needs search.engine=pubmed and a search.quota of mode strict")
-    names = (search.api_key_env, *search.more_api_keys_env)
-    keys = [os.environ.get(name, "").strip() if name else "" for name in names]
-    missing = [name or "search.api_key_env" for name, key in zip(names, keys, strict=True) if not key]
+    names = (search.api_key_env or "search.api_key_env", *search.more_api_keys_env)
+    keys = [first_key(config), *map(key_from_environment, search.more_api_keys_env)]
+    missing = [name for name, key in zip(names, keys, strict=True) if not key]
     if missing:
         raise LaunchError(f"{missing[0]} holds no API key: set it, or take it out of search.more_api_keys_env")
     if len(set(keys)) < len(keys):
         raise LaunchError("two of the variables of search.more_api_keys_env hold the same key: name each once")
+
+
+def first_key(config: Config) -> str:
+    """The key of `search.api_key_file` or `search.api_key_env`, "" for none.
+
+    Raises:
+        LaunchError: the file is named, and unusable.
+    """
+    if config.search.api_key_file is None:
+        return key_from_environment(config.search.api_key_env)
+    try:
+        return key_from_file(config.search.api_key_file)
+    except ApiKeyError as error:
+        raise LaunchError(f"search.api_key_file: {error.reason}") from None
 
 
 def _check_hours() -> None:

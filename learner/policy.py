@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from learner.attention import PACKED, prepare_layout
+from learner.attention import PACKED, check_attention, prepare_layout
 from learner.batch import MicroBatch
 from learner.logprobs import check_linear_output, linear_logprobs
 from learner.value_head import ValueHead, shard_value_head
@@ -142,7 +142,7 @@ def load_policy(
 
     Raises:
         FileNotFoundError: the folder holds no config.json.
-        ValueError: unknown compute dtype, or a model that ``check_linear_output`` refuses.
+        ValueError: unknown compute dtype, or a model that ``check_linear_output`` or ``check_attention`` refuses.
     """
     if compute_dtype not in COMPUTE_DTYPES:
         raise ValueError(f"unknown compute dtype {compute_dtype!r}: choose one of {', '.join(COMPUTE_DTYPES)}")
@@ -162,18 +162,21 @@ def read_causal_lm(model_dir: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: the folder holds no config.json.
+        ValueError: a model with another attention than packed rows have.
     """
     directory = Path(model_dir)
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"no model in {directory}: config.json is missing; point the model path at a HF folder")
     transformers_logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(
+    causal_lm = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=torch.float32,
         attn_implementation=PACKED,
         local_files_only=True,
         use_safetensors=True,
     )
+    check_attention(causal_lm)
+    return causal_lm
 
 
 def shard(module: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:

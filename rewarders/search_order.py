@@ -1,5 +1,5 @@
-"""In which order a rewarder spends the quota: groups begun are finished before others are begun, and of the others
-the freshest is begun first.
+"""In which order a rewarder spends the quota: groups begun are finished before others are begun, and the others are
+begun in the order of `common.score_order`.
 
 The broker gives slots of the quota to requests in the order in which they were made, so a rewarder asks for a few at a
 time only and keeps the others here. A search that two groups share stands where the first to ask for it stood.
@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from common.score_order import place_of
+
 T = TypeVar("T")
 
 
@@ -23,13 +25,12 @@ T = TypeVar("T")
 class Turn:
     """One group's place in the order.
 
-    version: oldest policy version among its tokens. number: of its ticket; earlier ones go first among equals.
-    evaluation: held-out groups go before training ones, as in the broker's queues. begun: when its first search was
-    let through, in order; None: none was yet.
+    version, ticket, evaluation: as for `score_order.place_of`. begun: when its first search was let through, in order;
+    None: none was yet.
     """
 
     version: int
-    number: int
+    ticket: int
     evaluation: bool = False
     begun: int | None = None
 
@@ -38,7 +39,7 @@ class Turn:
         """Smaller goes first."""
         if self.begun is not None:
             return (0, self.begun)
-        return (1, 0 if self.evaluation else 1, -self.version, self.number)
+        return (1, *place_of(self.version, self.ticket, self.evaluation))
 
 
 current_turn: ContextVar[Turn | None] = ContextVar("current_turn", default=None)
@@ -59,7 +60,7 @@ class SearchOrder(Generic[T]):
         self._free = ahead
         self._numbers = itertools.count()
         self._waiting: dict[Turn, deque[asyncio.Future[None]]] = {}
-        self._nobodys = Turn(version=0, number=0, begun=-1)
+        self._nobodys = Turn(version=0, ticket=0, begun=-1)
 
     @asynccontextmanager
     async def __call__(self) -> AsyncIterator[T]:

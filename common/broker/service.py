@@ -33,6 +33,7 @@ from common.broker import sharing
 from common.broker.conduct import Conduct
 from common.broker.quota_desk import QuotaDesk
 from common.quota import SlotPool
+from common.score_order import place_of
 from common.stages import Offer, Stage
 
 logger = logging.getLogger(__name__)
@@ -58,10 +59,14 @@ class Outgoing(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What an item carries: its frames, and the number of samples that every result of it must have."""
+    """What an item carries: its frames, the number of samples that every result of it must have, and what its place
+    in a queue depends on: whether it is held out, and the oldest policy version among its tokens, once there are any.
+    """
 
     frames: Frames
     samples: int
+    evaluation: bool = False
+    version: int = 0
 
 
 @dataclass(slots=True)
@@ -293,8 +298,8 @@ class BrokerService:
         for ticket, frame in zip(decoded, payload, strict=True):
             if any(ticket.ticket_id in stage for stage in self.stages.values()):
                 continue  # submitted again after a lost connection
-            priority = (0 if ticket.kind == "eval" else 1, ticket.ticket_id)
-            work = Work([frame], ticket.sampling.samples)
+            work = Work([frame], ticket.sampling.samples, ticket.kind == "eval")
+            priority = self._priority("rollout", ticket.ticket_id, work)
             if self.stages["rollout"].offer(ticket.ticket_id, work, len(frame), priority) is Offer.FULL:
                 refused.append(ticket.ticket_id)
         return [Outgoing(peer, m.Refused(tuple(refused), "the rollout queue is full"))] if refused else []
@@ -306,36 +311,44 @@ class BrokerService:
 
     def _complete(self, peer: str, lease: m.LeaseRef, payload: m.Payload) -> None:
         stage = self.stages[lease.stage]
-        self._check_result(lease, payload, stage.payload_of(lease.item))
+        version = self._check_result(lease, payload, stage.payload_of(lease.item))
         item = stage.complete(lease.item, lease.lease, peer)
         following = NEXT_STAGE[lease.stage]
         if item is None or following is None:
             return  # late (the item went to another worker or is done), or the learner has it
         size = item.size + sum(map(len, payload))
-        work = Work([*item.payload.frames, *payload], item.payload.samples)
-        self.stages[following].offer(lease.item, work, size, item.priority, force=True)
+        work = item.payload._replace(frames=[*item.payload.frames, *payload], version=version)
+        self.stages[following].offer(lease.item, work, size, self._priority(following, lease.item, work), force=True)
 
-    def _check_result(self, lease: m.LeaseRef, payload: m.Payload, work: Work | None) -> None:
-        """A result is validated before it replaces the lease: a garbled one must not lose the item.
+    def _priority(self, stage: m.StageName, item: int, work: Work) -> tuple[int, ...]:
+        """Held-out first; then by ticket, or in the order in which groups are to be scored."""
+        return (
+            place_of(work.version, item, work.evaluation) if stage == "score" else (0 if work.evaluation else 1, item)
+        )
+
+    def _check_result(self, lease: m.LeaseRef, payload: m.Payload, work: Work | None) -> int:
+        """A result is validated before it replaces the lease: a garbled one must not lose the item. Returns the oldest
+        policy version of a rollout, 0 for other results.
 
         What passes here never fails in the learner: else its group would be delivered again and again.
         """
         if lease.stage == "train":
             if payload:
                 raise m.MessageError(f"what the learner completes has no result, this one has {len(payload)} frames")
-            return
+            return 0
         if lease.stage == "rollout":
             header = m.decode_rollout(payload).header
-            ticket_id, samples = header.ticket_id, len(header.samples)
+            ticket_id, samples, version = header.ticket_id, len(header.samples), header.oldest_version
         else:
             if len(payload) != 1:
                 raise m.MessageError(f"scores come in 1 frame, not {len(payload)}")
             scores: m.GroupScores = m.decode(payload[0], m.GroupScores)
-            ticket_id, samples = scores.ticket_id, len(scores.scores)
+            ticket_id, samples, version = scores.ticket_id, len(scores.scores), 0
         if ticket_id != lease.item:
             raise m.MessageError(f"the result of item {lease.item} names ticket {ticket_id}")
         if work is not None and samples != work.samples:
             raise m.MessageError(f"item {lease.item} has {work.samples} samples, its result has {samples}")
+        return version
 
     def _renew(self, peer: str, heartbeat: m.Heartbeat, now: float) -> None:
         by_stage: dict[m.StageName, list[int]] = {name: [] for name in self.stages}

@@ -131,10 +131,15 @@ class DenseConfig(Section):
     encoder: str | None = Field(
         None, description="Hugging Face folder or hub id of the encoder; null: a small one made from the corpus"
     )
-    pooling: Literal["mean", "cls", "last"] = Field("mean", description="How token vectors become one")
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        None, description="How token vectors become one; null: what the encoder's folder says, else mean"
+    )
     query_prefix: str = Field("", description="Put before every query, e.g. `query: `")
     passage_prefix: str = Field("", description="Put before every passage, e.g. `passage: `")
-    normalize: bool = Field(True, description="Unit vectors: cosine instead of inner product")
+    normalize: bool | None = Field(
+        None,
+        description="Unit vectors, hence cosine; null: what the encoder's folder says, else true",
+    )
     max_tokens: PositiveInt | None = Field(None, description="Longer texts are cut; null: what the model can take")
     index: Literal["flat", "hnsw"] = Field("flat", description="Exact, or approximate and faster from millions on")
     hnsw_m: int = Field(32, ge=2, le=256, description="HNSW: links per vector")
@@ -164,6 +169,11 @@ class SearchConfig(Section):
         "pub_date", description="Order in which the engine cuts at retmax (unsorted: ctgov only)"
     )
     timeout_s: PositiveFloat = Field(20.0, description="Deadline of one request in seconds")
+    max_connections: PositiveInt | None = Field(
+        None,
+        description="Requests in flight per rewarder; null: the engine's own (pubmed: no bound but the groups at hand, "
+        "ctgov 16, bm25 and dense 4 of up to 64 queries); sqlite: search.sql.processes",
+    )
     attempts: PositiveInt = Field(3, description="Tries of one query before it counts as unavailable")
     quota: QuotaConfig | None = Field(None, description="Fleet-wide quota; null: unlimited (own servers only)")
     breaker: BreakerConfig = Field(default_factory=BreakerConfig, description="Circuit breaker")
@@ -172,6 +182,9 @@ class SearchConfig(Section):
     dense: DenseConfig = Field(default_factory=DenseConfig, description="faiss")
     sql: SqlConfig = Field(default_factory=SqlConfig, description="SQLite")
     api_key_env: str = Field("NCBI_API_KEY", description="Environment variable that holds the NCBI key")
+    api_key_file: str | None = Field(
+        None, description="File of mode 0600 that holds the NCBI key instead, on every rewarder's host"
+    )
     more_api_keys_env: tuple[str, ...] = Field(
         (),
         description="Of further NCBI keys, where their owners may combine them; each has the quota to itself",
@@ -229,7 +242,7 @@ class LearnerConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
     grad_clip: PositiveFloat = Field(1.0, description="Largest gradient norm")
     minibatches: PositiveInt = Field(1, description="Optimizer steps per policy update")
-    micro_batch_tokens: PositiveInt = Field(16384, description="Padded tokens per forward pass")
+    micro_batch_tokens: PositiveInt = Field(16384, description="Input tokens per forward pass")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type; weights stay float32")
     processes: PositiveInt = Field(1, description="FSDP2 ranks")
     threads: PositiveInt = Field(1, description="CPU threads per rank")

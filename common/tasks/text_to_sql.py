@@ -33,6 +33,7 @@ BIRD_REWARD: Final = RewardTable(
     json_penalty=-2.0,
     bonus_needs_gain=True,
 )
+BIRD_REWARD_WITHOUT_REASONING: Final = BIRD_REWARD.but({"tiers": (*BIRD_REWARD.tiers, (FAILED, 0.1))})
 SPIDER_REWARD: Final = BIRD_REWARD.but({"tiers": ((EQUAL, 1.0),)})
 
 _ROLE: Final = """\
@@ -55,17 +56,26 @@ class TextToSql(Task):
     needs = ("gold_sql", "database")
     engines: frozenset[EngineKind] = frozenset({"sqlite"})
 
-    def __init__(self, *, dataset: SqlData = "bird", comparator: ComparatorName | None = None, **options: Any) -> None:
-        """dataset: whose reward table. comparator: which results count as equal, None: `bird`, the rule of the
-        original for both sets. Other options as `Task`.
+    def __init__(
+        self,
+        *,
+        dataset: SqlData = "bird",
+        comparator: ComparatorName | None = None,
+        reasoning: bool = True,
+        **options: Any,
+    ) -> None:
+        """dataset: whose reward table; BIRD's without reasoning pays a little for SQL that fails while it runs.
+        comparator: which results count as equal, None: `bird`, the rule of the original for both sets. Other options
+        as `Task`.
         """
         if dataset not in get_args(SqlData):
             raise ValueError(f"dataset must be one of {', '.join(get_args(SqlData))}, got {dataset!r}")
         if comparator is not None and comparator not in get_args(ComparatorName):
             raise ValueError(f"comparator must be one of {', '.join(get_args(ComparatorName))}, got {comparator!r}")
-        self.default_reward = BIRD_REWARD if dataset == "bird" else SPIDER_REWARD
+        bird = BIRD_REWARD if reasoning else BIRD_REWARD_WITHOUT_REASONING
+        self.default_reward = bird if dataset == "bird" else SPIDER_REWARD
         self.comparator: ComparatorName = comparator or "bird"
-        super().__init__(**options)
+        super().__init__(reasoning=reasoning, **options)
 
     def request(self, row: Row) -> str:
         """Schema, knowledge and question; a short prompt needs them as well."""

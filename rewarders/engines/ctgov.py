@@ -50,15 +50,14 @@ class CtGovSettings(HttpSettings, frozen=True, kw_only=True):
     """How to reach a ClinicalTrials.gov service; see `HttpSettings`.
 
     base_url: host of the service, or the folder that holds its `studies`. tool, email: the service turns away clients
-    it takes for robots. timeout_s: deadline of one page. max_body_bytes: 1,000 ids take 90 kB. max_connections:
-    requests in flight; the others wait before they ask for a permit. page_size: trials asked for at once, at most
-    1,000. date_field: what the dates of a request bound. version_ttl_s: seconds for which the time of the data is
-    taken as known (it changes once on weekdays).
+    it takes for robots. timeout_s: deadline of one page. max_body_bytes: 1,000 ids take 90 kB. page_size: trials asked
+    for at once, at most 1,000. date_field: what the dates of a request bound. version_ttl_s: seconds for which the time
+    of the data is taken as known (it changes once on weekdays).
     """
 
     base_url: str = CTGOV_URL
     max_body_bytes: int = 4_000_000
-    max_connections: int = 16
+    max_connections: int | None = 16
     page_size: int = MAX_PAGE_SIZE
     date_field: str = "StudyFirstPostDate"
     version_ttl_s: float = 600.0
@@ -69,8 +68,6 @@ class CtGovSettings(HttpSettings, frozen=True, kw_only=True):
         super().__post_init__()
         if not 1 <= self.page_size <= MAX_PAGE_SIZE:
             raise ValueError(f"page_size must be 1 to {MAX_PAGE_SIZE}, got {self.page_size}")
-        if self.max_connections < 1:
-            raise ValueError(f"max_connections must be at least 1, got {self.max_connections}")
         if not _NAME.fullmatch(self.date_field):
             raise ValueError(f"date_field must be the name of a field such as StartDate, got {self.date_field!r}")
 
@@ -87,7 +84,7 @@ class CtGovEngine(HttpEngine):
 
     def __init__(self, settings: CtGovSettings | None = None, *, permit: Permit = unlimited) -> None:
         self._settings = settings or CtGovSettings()
-        super().__init__(self._settings, permit, max_connections=self._settings.max_connections)
+        super().__init__(self._settings, permit)
         self._studies_url = f"{self._settings.api_url}/studies"
         self._version_url = f"{self._settings.api_url}/version"
         self._version_lock = asyncio.Lock()

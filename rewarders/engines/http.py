@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 
 from rewarders.engines.base import BadQuery, EngineThrottled, EngineUnavailable, SearchEngine
+from rewarders.engines.connections import connector
 from rewarders.engines.permits import Permit, Slot, body_refused, head_arrived, sending_trace, unlimited
 from rewarders.engines.verdicts import DEFAULT_RETRY_AFTER_S, Undecided
 
@@ -24,7 +25,6 @@ T = TypeVar("T")
 # (status, headers, body) -> what the answer says. Raises BadQuery, EngineUnavailable or Undecided.
 Reader = Callable[[int, Mapping[str, str], bytes], T]
 
-_KEEP_ALIVE_S: Final = 30.0
 _CHUNK_BYTES: Final = 65_536
 
 
@@ -34,6 +34,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     base_url: host of the service, or the folder of its API. tool, email: who is asking; both are sent as User-Agent.
     timeout_s: deadline of one request from the first byte sent to the last received, waiting for the quota not
     included. connect_timeout_s: deadline of opening a connection. max_body_bytes: longer answers are refused.
+    max_connections: requests in flight; the others wait before they ask for a permit. None: the caller bounds them.
     """
 
     base_url: str
@@ -42,6 +43,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 20.0
     connect_timeout_s: float = 5.0
     max_body_bytes: int = 8_000_000
+    max_connections: int | None = None
 
     service: ClassVar[str]
 
@@ -52,6 +54,8 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"the {self.service} address must not hold a user or password: errors quote it")
         if not self.user_agent.isprintable() or not self.user_agent.isascii():
             raise ValueError("tool and email must be printable ASCII: they are sent as a header")
+        if self.max_connections is not None and self.max_connections < 1:
+            raise ValueError(f"max_connections must be at least 1, got {self.max_connections}")
 
     @property
     def user_agent(self) -> str:
@@ -65,22 +69,17 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HttpEngine(SearchEngine):
-    """A client that enters `permit()` around every HTTP request: put the quota there.
-
-    Args:
-        max_connections: requests in flight; the others wait before they ask for a permit. None: the caller bounds
-            them.
-    """
+    """A client that enters `permit()` around every HTTP request: put the quota there."""
 
     throttled_wait_s: ClassVar[float] = DEFAULT_RETRY_AFTER_S
     """The pause after a 429 that names none, in seconds."""
 
-    def __init__(self, settings: HttpSettings, permit: Permit, *, max_connections: int | None = None) -> None:
+    def __init__(self, settings: HttpSettings, permit: Permit) -> None:
         self._http = settings
         self._permit = permit
         self._session: aiohttp.ClientSession | None = None
         self._connections: AbstractAsyncContextManager[None] = (
-            nullcontext() if max_connections is None else asyncio.Semaphore(max_connections)
+            nullcontext() if settings.max_connections is None else asyncio.Semaphore(settings.max_connections)
         )
         self._canary_lock = asyncio.Lock()
         # When the last search that was answered properly had left: seconds of the monotonic clock.
@@ -91,8 +90,7 @@ class HttpEngine(SearchEngine):
         """Open the keep-alive session. No request is made."""
         timeout = aiohttp.ClientTimeout(total=self._http.timeout_s, sock_connect=self._http.connect_timeout_s)
         self._session = aiohttp.ClientSession(
-            # In a full pool, requests would wait while they hold a quota slot.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
+            connector=connector(self._http.base_url, None if self._permit is unlimited else self._http.timeout_s),
             timeout=timeout,
             headers={"User-Agent": self._http.user_agent, "Accept": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -162,18 +160,22 @@ class HttpEngine(SearchEngine):
 
         Args:
             is_search: whether a proper answer shows that the service answers searches.
-            options: `params` or `data` of aiohttp for a request under this slot.
+            options: `params` or `data` of aiohttp for a request under this slot. Raises EngineUnavailable if there
+                can be none.
         """
         async with self._connections, self._permit() as slot:
             if self._session is None:
                 slot.unused()
                 raise EngineUnavailable("the client is closed")
+            try:
+                sent = options(slot)
+            except EngineUnavailable:
+                slot.unused()
+                raise
             sent_at = time.monotonic()
             self.requests_sent += 1
             try:
-                sending = self._session.request(
-                    method, url, allow_redirects=False, trace_request_ctx=slot, **options(slot)
-                )
+                sending = self._session.request(method, url, allow_redirects=False, trace_request_ctx=slot, **sent)
                 async with sending as response:
                     head_arrived(slot, response.status, response.headers, self.throttled_wait_s)
                     body = await self._read_body(response)

@@ -7,15 +7,16 @@ is one the quota knows.
 
 from __future__ import annotations
 
-import os
 import time
-from typing import ClassVar, Final
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
 from urllib.parse import urlencode
 
+from rewarders.engines.api_keys import key_from_environment, key_from_file, without_key
 from rewarders.engines.base import SearchRequest, SearchResult
 from rewarders.engines.eutils_reply import PUBMED_MAX_IDS, read_reply
 from rewarders.engines.http import HttpEngine, HttpSettings
-from rewarders.engines.permits import Permit, unlimited
+from rewarders.engines.permits import Permit, Slot, unlimited
 
 NCBI_URL: Final = "https://eutils.ncbi.nlm.nih.gov"
 _EUTILS_FOLDER: Final = "/entrez/eutils"
@@ -32,6 +33,7 @@ class PubMedSettings(HttpSettings, frozen=True, kw_only=True):
 
     base_url: host of the service, or the folder of its esearch.fcgi. tool, email: NCBI writes before it blocks.
     api_key_env: name of the environment variable that holds the API key; unset, blank or None: without key.
+    api_key_file: file of mode 0600 that holds it, in place of that variable.
     more_api_keys_env: names of those of further keys. Requests under slots of the same rest share one key, so that the
     slots of the quota have to be the requests that one key may make times the number of keys.
     max_body_bytes: 9,999 ids take 130 kB.
@@ -39,6 +41,7 @@ class PubMedSettings(HttpSettings, frozen=True, kw_only=True):
 
     base_url: str = NCBI_URL
     api_key_env: str | None = "NCBI_API_KEY"
+    api_key_file: str | None = None
     more_api_keys_env: tuple[str, ...] = ()
 
     service: ClassVar[str] = "E-utilities"
@@ -74,12 +77,18 @@ class PubMedEngine(HttpEngine):
 
     async def _ask(self, request: SearchRequest) -> SearchResult:
         """One HTTP request. Raises as `read_reply`, and EngineUnavailable for network trouble."""
-        return await self._request(
-            "POST",
-            self._url,
-            lambda status, headers, body: read_reply(status, headers, body, request),
-            lambda slot: {"data": urlencode(self.form(request, slot.number)).encode(), "headers": _FORM_ENCODED},
-        )
+        key = ""
+
+        def options(slot: Slot) -> dict[str, Any]:
+            nonlocal key
+            form = self.form(request, slot.number)
+            key = form.get("api_key", "")
+            return {"data": urlencode(form).encode(), "headers": _FORM_ENCODED}
+
+        def read(status: int, headers: Mapping[str, str], body: bytes) -> SearchResult:
+            return read_reply(status, headers, without_key(body, key), request)
+
+        return await self._request("POST", self._url, read, options)
 
     def form(self, request: SearchRequest, slot: int = 0) -> dict[str, str]:
         """The form fields of one esearch under slot number `slot`; retstart is left at 0 because PubMed gives its
@@ -105,7 +114,12 @@ class PubMedEngine(HttpEngine):
         return form
 
     def _api_key(self, slot: int) -> str:
-        """Read where it is used, so that no object that might be printed or pickled holds it."""
+        """Read where it is used, so that no object that might be printed or pickled holds it.
+
+        Raises ApiKeyError if the file of a key has become unusable: asking without it would spend another quota.
+        """
         names = (self._settings.api_key_env, *self._settings.more_api_keys_env)
-        name = names[slot % len(names)]
-        return os.environ.get(name, "").strip() if name else ""
+        turn = slot % len(names)
+        if turn == 0 and self._settings.api_key_file:
+            return key_from_file(self._settings.api_key_file)
+        return key_from_environment(names[turn])

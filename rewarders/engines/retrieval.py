@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 from rewarders.engines.base import BadQuery, EngineUnavailable, SearchEngine, SearchRequest, SearchResult
+from rewarders.engines.connections import connector
 from rewarders.engines.permits import Permit, unlimited
 from rewarders.engines.retrieval_wire import (
     CONTENT_TYPE,
@@ -91,7 +92,7 @@ class RetrievalEngine(SearchEngine):
         """Open the keep-alive session. No request is made."""
         timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s, sock_connect=self._settings.connect_timeout_s)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
+            connector=connector(self._url, None if self._permit is unlimited else self._settings.timeout_s),
             timeout=timeout,
             headers={"Content-Type": CONTENT_TYPE},
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -12,6 +12,7 @@ from typing import Self, TypeVar
 from aiohttp import web
 
 MAX_LINE_BYTES = 1 << 17
+_BACKLOG = 4096  # connections that may wait to be accepted: a rewarder may open thousands at once
 
 
 class SearchServerError(RuntimeError):
@@ -60,7 +61,7 @@ async def host(application: web.Application, place: str, port: int) -> web.AppRu
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, place, port).start()
+        await web.TCPSite(runner, place, port, backlog=_BACKLOG).start()
     except (OSError, OverflowError) as error:
         await runner.cleanup()
         raise SearchServerError(_port_message(f"{place}:{port}", error)) from None

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.quota_units import work_off
+from benchmarks.quota_rivals import compare_clients, stretch_of
+from benchmarks.quota_units import QUOTA_PER_S, work_off
 from benchmarks.search_process import SearchProcess
 from benchmarks.training_stream import GROUP, PHASES, Group, StreamWriter, statistics_of
 from common.data.rows import read_requests
@@ -75,3 +76,17 @@ async def test_units_are_the_different_queries_of_the_groups_that_are_wanted(tmp
     assert report["units"] == len(wanted)
     assert report["scored"] == GROUP * sum(not group.stale for group in groups)
     assert report["samples_per_unit"] > report["one_call_per_sample"] > report["two_calls_per_sample"]
+
+
+@pytest.mark.slow
+async def test_three_clients_ask_for_the_same_samples_and_each_in_its_way(tmp_path: Path) -> None:
+    world = build_world(tmp_path / "world", documents=200, train_requests=20, test_requests=5)
+    groups = stretch_of(read_requests(world, "train"), 0.15, 0.2, seconds=2.0)
+    formed = [query for group in groups for query in group.queries if query is not None]
+    with SearchProcess("pubmed", ServerSettings(corpus=world, cache_folder=tmp_path)) as server:
+        report = await compare_clients(groups, tmp_path / "run", server.base_url, top_k=50)
+    assert {client["scored"] for client in report.values()} == {GROUP * sum(not group.stale for group in groups)}
+    assert report["one_call_per_sample"]["units"] == GROUP * len(groups)
+    assert report["two_calls_per_sample"]["units"] == 2 * len(formed)
+    assert report["ours"]["units"] < len(formed)
+    assert all(client["units"] <= QUOTA_PER_S * (client["seconds"] + 1.1) for client in report.values())

@@ -32,8 +32,8 @@ def ticket(number: int, kind: str = "train") -> m.Ticket:
     )
 
 
-def rollout(number: int, tokens: int = 5) -> m.Rollout:
-    sample = m.SampleHeader("text", tokens, "stop", (m.WeightSpan(0, 0, tokens),))
+def rollout(number: int, tokens: int = 5, version: int = 0) -> m.Rollout:
+    sample = m.SampleHeader("text", tokens, "stop", (m.WeightSpan(version, 0, tokens),))
     return m.Rollout(
         m.RolloutHeader(number, "actor-1", 3, (sample, sample)),
         np.array([1, 2, 3], np.int32),

@@ -67,6 +67,42 @@ class Broker:
         return {name: (stage.queued, stage.leased) for name, stage in self.service.stages.items()}
 
 
+# --------------------------------------------------------------------------- what is scored first
+
+
+def with_groups_to_score(versions: dict[int, int]) -> Broker:
+    """Groups by ticket, generated with these versions; those with numbers above 100 are held out."""
+    broker = Broker()
+    broker.join("learner", "actor", credit=len(versions))
+    tickets = [m.encode(ticket(number, "eval" if number > 100 else "train")) for number in versions]
+    broker.say("learner", m.Submit(tuple(versions)), tickets)
+    for lease in broker.leases("actor"):
+        broker.say("actor", m.Complete(lease), m.encode_rollout(rollout(lease.item, version=versions[lease.item])))
+    return broker
+
+
+def scored_in_order(broker: Broker) -> list[int]:
+    """Tickets as a rewarder that takes one at a time is given them."""
+    broker.join("rewarder")
+    while broker.sizes()["score"][1]:
+        lease = broker.lease("rewarder")
+        broker.say("rewarder", m.Complete(lease), [m.encode(scores(lease.item))])
+    return [lease.item for lease in broker.leases("rewarder")]
+
+
+def test_held_out_groups_are_scored_first_and_then_those_that_expire_first() -> None:
+    assert scored_in_order(with_groups_to_score({3: 6, 1: 7, 2: 6, 4: 4, 102: 9, 101: 9})) == [101, 102, 4, 2, 3, 1]
+
+
+def test_a_group_that_comes_back_goes_before_those_that_were_never_given_out() -> None:
+    broker = with_groups_to_score({1: 8, 2: 9})
+    broker.join("rewarder-lost")
+    broker.submit(3)
+    broker.say("actor", m.Complete(broker.lease("actor")), m.encode_rollout(rollout(3, version=1)))
+    broker.say("rewarder-lost", m.Bye())
+    assert scored_in_order(broker) == [1, 3, 2]
+
+
 # --------------------------------------------------------------------------- whose answer counts
 
 

@@ -25,6 +25,7 @@ class StageMachine(RuleBasedStateMachine):
         self.capacity: dict[str, int] = {}
         self.open: dict[int, tuple[int, int]] = {}  # item -> priority, size
         self.completed: set[int] = set()
+        self.begun: set[int] = set()
         self.current: dict[int, tuple[str, int]] = {}  # item -> worker, lease
         self.expires: dict[int, float] = {}  # item -> time
         self.delayed: dict[int, float] = {}  # item -> time
@@ -55,6 +56,9 @@ class StageMachine(RuleBasedStateMachine):
             self.open[item] = (priority, size)
             self.next_item += 1
 
+    def place(self, item: int) -> tuple[bool, int]:
+        return (item not in self.begun, self.open[item][0])
+
     @rule(worker=st.sampled_from(WORKERS), capacity=st.integers(0, 4))
     def serve(self, worker: str, capacity: int) -> None:
         self.capacity[worker] = capacity
@@ -70,7 +74,8 @@ class StageMachine(RuleBasedStateMachine):
             assert grant.lease > max((lease for _, lease, _ in self.given), default=FIRST_LEASE - 1), "given out once"
             assert grant.item_id in waiting, "what is leased, delayed or done is not given out"
             waiting.discard(grant.item_id)
-            assert all(self.open[grant.item_id][0] <= self.open[other][0] for other in waiting)
+            assert all(self.place(grant.item_id) <= self.place(other) for other in waiting)
+            self.begun.add(grant.item_id)
             assert grant.payload == f"payload {grant.item_id}"
             self.given.append((grant.item_id, grant.lease, grant.worker))
             self.current[grant.item_id] = (grant.worker, grant.lease)
@@ -209,6 +214,10 @@ def test_redelivered_work_goes_first_and_workers_take_turns() -> None:
     stage.leave("a")
     stage.serve("c", 3)
     assert [g.item_id for g in stage.grant(1.0)] == [0, 2, 9]
+    stage.offer(10, None, 1, priority=(-1,))
+    stage.leave("c")
+    stage.serve("d", 1)
+    assert [g.item_id for g in stage.grant(2.0)] == [0], "given out before, whatever has come since"
 
 
 def test_next_event_names_the_earliest_wake_up() -> None:

@@ -201,6 +201,23 @@ def test_secrets_are_there_or_not_but_never_shown(
     assert machine.check("WANDB_MODE").detail == "online, API key present"
 
 
+def test_the_key_file_of_a_config_is_checked(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, config = tmp_path / "ncbi.key", tmp_path / "run.yaml"
+    key.write_text("SECRET-OF-NCBI")
+    config.write_text(f"search: {{api_key_file: {key}}}")
+    found = {}
+    for mode in (0o644, 0o600):
+        key.chmod(mode)
+        doctor.run(as_json=True, config=str(config))
+        shown = capsys.readouterr().out
+        assert "SECRET" not in shown
+        (found[mode],) = [check for check in json.loads(shown)["checks"] if check["name"] == "search.api_key_file"]
+    assert (found[0o600]["status"], found[0o644]["status"]) == ("OK", "broken")
+    assert found[0o644]["advice"] == f"chmod 600 {key}"
+
+
 def test_settings_that_cannot_work(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "perhaps")
     assert machine.check("WANDB_MODE").status == "broken"

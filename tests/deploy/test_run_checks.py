@@ -41,6 +41,13 @@ def test_every_shipped_config_could_be_launched(path: Path) -> None:
             {"engine": "bm25"},
             "set search.bm25.syntax=boolean",
         ),
+        (
+            {"name": "text_to_sql"},
+            {"engine": "sqlite", "cache": {"mode": "record"}},
+            "search.cache.mode is record, but SQL answers run on files at rest",
+        ),
+        ({"name": "text_to_sql"}, {"engine": "sqlite", "cache": {"mode": "replay"}}, "mode is replay, but SQL"),
+        ({"name": "text_to_sql"}, {"engine": "sqlite", "max_connections": 4}, "set search.sql.processes"),
         ({"metrics": ["no_such_file:metric"]}, {}, "there is no module 'no_such_file'"),
         ({"reward": {"metric": "common.metrics.ranking:no_such_metric"}}, {}, "has no 'no_such_metric'"),
         ({"name": "common.tasks.row:Row"}, {}, "no subclass of common.tasks.Task"),
@@ -66,6 +73,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
             {"engine": "bm25", "bm25": {"syntax": "boolean"}},
         ),
         ({"name": "text_to_sql"}, {"engine": "sqlite"}),
+        ({"name": "text_to_sql"}, {"engine": "sqlite", "cache": {"mode": "disk"}}),
     ],
 )
 def test_what_fits_passes(task: dict[str, object], search: dict[str, object]) -> None:

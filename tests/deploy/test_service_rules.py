@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,17 @@ def test_several_keys_have_to_be_there_and_to_differ(monkeypatch: pytest.MonkeyP
     assert asking() == []
     with pytest.raises(LaunchError, match="mode strict"):
         asking("adaptive")
+
+
+def test_a_key_file_is_read_before_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "ncbi.key"
+    path.write_text("0123")
+    path.chmod(0o644)
+    with pytest.raises(LaunchError, match=r"^search\.api_key_file: .*chmod 600"):
+        check_service(config(quota=QUOTA, api_key_file=str(path)))
+    path.chmod(0o600)
+    with pytest.raises(LaunchError, match=r"with the key in .*ncbi\.key: set search\.quota\.requests=10$"):
+        check_service(config(api_key_file=str(path)))
 
 
 async def test_an_outage_opens_the_breaker_of_the_config() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,9 @@ from aiohttp import web
 
 from rewarders.engines.base import BadQuery, EngineMisconfigured, EngineUnavailable, SearchRequest, SearchResult
 from rewarders.engines.ctgov import CtGovSettings
-from rewarders.engines.permits import Slot
 from tests.rewarders.ctgov.fake_ctgov import VERSION, FakeCtGov, good, page, paged, trials
 from tests.rewarders.fake_upstream import Parameters, always, search, unavailable
-from tests.rewarders.recording_permit import Recorder, recording, requests_under_permits
+from tests.rewarders.recording_permit import recording, requests_under_permits
 
 DATA = os.environ.get("DEEPRETRIEVAL_DATA")
 needs_recorded = pytest.mark.skipif(DATA is None, reason="needs DEEPRETRIEVAL_DATA")
@@ -273,31 +270,6 @@ async def test_a_version_that_cannot_be_read_is_an_outage(ctgov: FakeCtGov, body
 
 
 # Connections and permits.
-
-
-async def test_connections_are_limited_and_nobody_waits_for_one_with_a_permit(ctgov: FakeCtGov) -> None:
-    in_flight = most = permits = most_permits = 0
-
-    async def slow(query: Parameters) -> web.StreamResponse:
-        nonlocal in_flight, most
-        in_flight += 1
-        most = max(most, in_flight)
-        await asyncio.sleep(0.02)
-        in_flight -= 1
-        return good(query)
-
-    @asynccontextmanager
-    async def permit() -> AsyncIterator[Slot]:
-        nonlocal permits, most_permits
-        permits += 1
-        most_permits = max(most_permits, permits)
-        yield Recorder([])
-        permits -= 1
-
-    ctgov.respond = slow
-    async with ctgov.engine(max_connections=3, permit=permit) as engine:
-        await asyncio.gather(*(engine.search(SearchRequest(f"q{n}", retmax=3)) for n in range(20)))
-    assert (most, most_permits) == (3, 3)
 
 
 async def test_every_page_takes_a_permit_of_its_own(ctgov: FakeCtGov) -> None:

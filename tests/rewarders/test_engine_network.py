@@ -51,6 +51,31 @@ async def test_connection_is_kept_alive(upstream: FakeUpstream) -> None:
     assert len(upstream.connections) == 1
 
 
+async def test_connections_are_limited_and_nobody_waits_for_one_with_a_permit(upstream: FakeUpstream) -> None:
+    in_flight = most = permits = most_permits = 0
+
+    async def slow(parameters: Parameters) -> web.StreamResponse:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        await asyncio.sleep(0.02)
+        in_flight -= 1
+        return upstream.good(parameters)
+
+    @asynccontextmanager
+    async def permit() -> AsyncIterator[Slot]:
+        nonlocal permits, most_permits
+        permits += 1
+        most_permits = max(most_permits, permits)
+        yield Recorder([])
+        permits -= 1
+
+    upstream.respond = slow
+    async with upstream.engine(max_connections=3, permit=permit) as engine:
+        await asyncio.gather(*(engine.search(ask(upstream, f"q{n}")) for n in range(20)))
+    assert (most, most_permits) == (3, 3)
+
+
 async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await read_request(reader)
     sock = writer.get_extra_info("socket")

@@ -8,13 +8,10 @@ from typing import Any
 
 import pytest
 
-from rewarders.engines.base import (
-    EngineUnavailable,
-    SearchRequest,
-    SearchResult,
-)
+from rewarders.engines.api_keys import without_key
+from rewarders.engines.base import BadQuery, EngineUnavailable, SearchRequest, SearchResult
 from rewarders.engines.pubmed import PubMedSettings
-from tests.rewarders.fake_ncbi import KEY, FakeNcbi, good, result
+from tests.rewarders.fake_ncbi import KEY, SYNTAX, FakeNcbi, error, good, result
 from tests.rewarders.fake_upstream import always, search
 
 
@@ -103,6 +100,26 @@ async def test_key_reaches_no_log_message_or_repr(
             texts += [repr(engine), repr(vars(engine))]
     assert all(form["api_key"] == KEY for form in ncbi.received)
     assert KEY not in "".join([*texts, caplog.text])
+
+
+async def test_a_key_that_the_service_quotes_leaves_the_client_in_no_text(
+    ncbi: FakeNcbi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    quoting = {**result(["1"])["esearchresult"], "querytranslation": KEY, "warninglist": {"outputmessages": [KEY]}}
+    ncbi.respond = always({"esearchresult": quoting})
+    found = await search(ncbi, api_key_env="TEST_KEY")
+    assert (found.ids, found.translation) == (("1",), "<API key>")
+    ncbi.respond = lambda form: always(error(f"{SYNTAX} of {KEY}") if form["term"] != "cancer" else result(["1"]))(form)
+    with pytest.raises(BadQuery, match=r"of <API key>$") as refused:
+        await search(ncbi, api_key_env="TEST_KEY")
+    assert KEY not in repr([found, refused.value])
+
+
+@pytest.mark.parametrize("key", ["a", "esearch", "12345678"])
+def test_what_may_be_part_of_an_answer_is_not_taken_for_a_key(key: str) -> None:
+    body = b'{"esearchresult":{"idlist":["12345678"]}}'
+    assert without_key(body, key) == body
 
 
 @pytest.mark.parametrize(

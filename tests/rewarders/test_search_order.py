@@ -1,4 +1,4 @@
-"""In which order the quota is spent: groups begun first, then the freshest; and nothing on what is no longer held."""
+"""In which order the quota is spent: groups begun first, then what expires first; nothing on what is not held."""
 
 from __future__ import annotations
 
@@ -64,22 +64,23 @@ class Searches:
         return " ".join(self.sent)
 
 
-async def test_a_group_begun_is_finished_before_fresher_ones_are_begun() -> None:
+async def test_a_group_begun_is_finished_before_others_and_of_those_what_expires_first_is_begun_first() -> None:
     searches = Searches(ahead=1)
-    searches.add("old", Turn(version=1, number=1), 3)
+    searches.add("begun", Turn(version=9, ticket=9), 3)
     await asyncio.sleep(0)
-    searches.add("newer", Turn(version=5, number=2), 2)
-    searches.add("newest", Turn(version=9, number=3), 2)
-    searches.add("twin", Turn(version=5, number=1), 1)
-    assert await searches.finish() == "old old old newest newest twin newer newer"
+    searches.add("newest", Turn(version=9, ticket=3), 2)
+    searches.add("newer", Turn(version=5, ticket=2), 2)
+    searches.add("oldest", Turn(version=1, ticket=4), 2)
+    searches.add("twin", Turn(version=5, ticket=1), 1)
+    assert await searches.finish() == "begun begun begun oldest oldest twin newer newer newest newest"
 
 
 async def test_held_out_groups_and_nobodys_requests_go_before_training() -> None:
     searches = Searches(ahead=1)
-    searches.add("first", Turn(version=9, number=1), 1)
+    searches.add("first", Turn(version=9, ticket=1), 1)
     await asyncio.sleep(0)
-    searches.add("train", Turn(version=9, number=2), 1)
-    searches.add("eval", Turn(version=0, number=3, evaluation=True), 2)
+    searches.add("train", Turn(version=9, ticket=2), 1)
+    searches.add("eval", Turn(version=10, ticket=3, evaluation=True), 2)
     searches.add("canary", None, 1)
     assert await searches.finish() == "first canary eval eval train"
 
@@ -87,7 +88,7 @@ async def test_held_out_groups_and_nobodys_requests_go_before_training() -> None
 async def test_as_many_wait_for_the_quota_as_it_may_grant_at_once() -> None:
     searches = Searches(ahead=3)
     for number in range(10):
-        searches.add(str(number), Turn(version=number, number=number), 2)
+        searches.add(str(number), Turn(version=number, ticket=number), 2)
     await searches.finish()
     assert len(searches.sent) == 20
     assert searches.quota.most_waiting == 3
@@ -98,7 +99,7 @@ async def test_who_is_cancelled_blocks_nobody() -> None:
     for _ in range(30):
         searches = Searches(ahead=2)
         for number in range(6):
-            searches.add(str(number), Turn(version=number, number=number), 3)
+            searches.add(str(number), Turn(version=number, ticket=number), 3)
         await asyncio.sleep(0)
         for name in draw.sample(sorted(searches.tasks), 9):
             searches.tasks[name].cancel()

@@ -55,10 +55,11 @@ async def test_each_way_a_query_can_go_has_its_reward(scorer: Scorer) -> None:
     assert (equal.reward, equal.metrics["accuracy"], equal.results) == (1.1, 1.0, 2)
     wrong = await scored(scorer, "SELECT name FROM people")
     assert (wrong.reward, wrong.metrics["accuracy"], wrong.metrics["executed"]) == (pytest.approx(0.4), 0.0, 1.0)
-    refused = await scored(scorer, "SELECT nothing FROM nowhere")
-    assert (refused.reward, refused.metrics["executed"], refused.metrics["timeout"]) == (0.0, 0.0, 0.0)
-    written = await scored(scorer, "DELETE FROM people")
-    assert written.reward == 0.0
+    failed = await scored(scorer, "SELECT height FROM people")
+    assert failed.reward == pytest.approx(0.2)
+    assert (failed.metrics["executed"], failed.metrics["timeout"]) == (0.0, 0.0)
+    assert (await scored(scorer, "SELEC name FROM people")).reward == 0.0
+    assert (await scored(scorer, "DELETE FROM people")).reward == pytest.approx(0.2)
     assert isinstance(await scorer.score_text("no answer", ROW), InvalidOutput)
 
 
@@ -79,6 +80,16 @@ async def test_a_reference_query_that_fails_blames_no_answer(scorer: Scorer) -> 
     score = await scorer.score_text(text("SELECT 1"), missing)
     assert isinstance(score, Unavailable)
     assert "no database 'unknown'" in score.reason
+
+
+async def test_a_slow_reference_query_takes_no_time_from_the_answer(folder: Path) -> None:
+    """BIRD's evaluator stops both together after 30 s, and the answer is wrong."""
+    task = TextToSql(prompt="short", reasoning=False)
+    row = Row("s7", "?", database="people", gold_sql=FOREVER)
+    async with SqlAnswerer(task, folder, processes=1, deadline_s=0.5) as answerer:
+        score = await Scorer(task, answerer).score_text(text("SELECT 1"), row)
+    assert isinstance(score, Unavailable)
+    assert "gold query was too slow" in score.reason or "stalled" in score.reason
 
 
 async def test_equal_queries_run_their_reference_once(scorer: Scorer) -> None:

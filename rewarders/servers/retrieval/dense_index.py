@@ -21,6 +21,7 @@ from rewarders.servers.retrieval import corpus_encoder
 from rewarders.servers.retrieval.dense_wire import DenseSettings
 from rewarders.servers.retrieval.encoder import Encoder
 from rewarders.servers.retrieval.encoder_files import encoder_folder, encoder_identity
+from rewarders.servers.retrieval.encoder_modules import with_folders_own
 from rewarders.servers.retrieval.faiss_index import FaissIndex, check_settings, open_faiss
 from rewarders.servers.retrieval.passages import Passages, distinct_texts, ensure_passages
 from rewarders.servers.retrieval.sealed import locked
@@ -138,6 +139,7 @@ def open_index(corpus: Path, settings: DenseSettings, cache_folder: Path, progre
             folder = _own_encoder(corpus, passages, cache_folder / f"{corpus_name}-v{corpus_encoder.VERSION}.encoder")
         else:
             folder = encoder_folder(settings.encoder)
+            settings = with_folders_own(settings, folder)
         encoder = _encoder(folder, settings, device)
         name = _digest(corpus_name, encoder_identity(folder), *_of_vectors(settings))
         vectors = cache_folder / f"{name}.npy"
@@ -153,10 +155,11 @@ def open_index(corpus: Path, settings: DenseSettings, cache_folder: Path, progre
 
 
 def _encoder(folder: Path, settings: DenseSettings, device: str) -> Encoder:
+    assert settings.pooling is not None, "settled by with_folders_own"
     return Encoder(
         folder,
         pooling=settings.pooling,
-        normalize=settings.normalize,
+        normalize=bool(settings.normalize),
         max_tokens=settings.max_tokens,
         batch=settings.batch,
         device=device,

@@ -16,7 +16,8 @@ class DenseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encoder: Hugging Face folder or hub id; None for one made from the corpus, which brings its own pooling (mean),
     no prefixes and unit vectors. max_tokens: longer texts are cut; None for what the model can take. hnsw_m: links
     per vector. hnsw_ef_construction, hnsw_ef_search: candidates looked at when a vector is put in and when one is
-    sought (never fewer than the ids wanted). batch: most texts encoded at once. threads: of encoder and index.
+    sought (never fewer than the ids wanted). batch: most texts encoded at once. threads: of encoder and index. pooling,
+    normalize: None for what the encoder's folder says (`encoder_modules`).
 
     Pooling, prefixes and length are the encoder's own and stand in its model card; by them, E5 wants mean and
     `query: `, `passage: `; BGE (English, v1.5) cls and `Represent this sentence for searching relevant passages: ` for
@@ -24,10 +25,10 @@ class DenseSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     encoder: str | None = None
-    pooling: Pooling = "mean"
+    pooling: Pooling | None = None
     query_prefix: str = ""
     passage_prefix: str = ""
-    normalize: bool = True
+    normalize: bool | None = None
     max_tokens: int | None = None
     index: Literal["flat", "hnsw"] = "flat"
     hnsw_m: int = 32

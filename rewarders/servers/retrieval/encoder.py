@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from rewarders.servers.hosting import SearchServerError
 from rewarders.servers.retrieval.dense_wire import Pooling
+from rewarders.servers.retrieval.encoder_modules import refuse_other_layers
 
 _UNLIMITED: Final = 1 << 20
 _DEFAULT_TOKENS: Final = 512
@@ -125,7 +126,7 @@ def _max_tokens(tokenizer: Any, config: Any, wanted: int | None) -> int:
 def _load(folder: Path, device: str) -> tuple[Any, Any]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    _refuse_dense_layers(folder)
+    refuse_other_layers(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model, report = AutoModel.from_pretrained(
@@ -146,15 +147,6 @@ def _load(folder: Path, device: str) -> tuple[Any, Any]:
     if getattr(model.config, "is_encoder_decoder", False):
         raise SearchServerError(f"encoder {folder}: is an encoder and a decoder: name a model that is one of them")
     return tokenizer, model
-
-
-def _refuse_dense_layers(folder: Path) -> None:
-    """sentence-transformers can put more layers behind the pooling; without them the vectors would be wrong."""
-    modules = folder / "modules.json"
-    if modules.is_file() and "models.Dense" in modules.read_text(encoding="utf-8", errors="replace"):
-        raise SearchServerError(
-            f"encoder {folder}: modules.json adds a Dense layer, which is not applied here: name another encoder"
-        )
 
 
 def _one_line(error: Exception) -> str:

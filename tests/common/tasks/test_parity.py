@@ -33,10 +33,12 @@ FAULTS = {
     "blank_answer_everywhere": "an accepted answer of white space alone is held by every passage",
     "ideal_order": "the ideal order of graded documents is the one in which the data lists them",
     "timeout_is_empty": "a query that is stopped counts as one that returned nothing",
+    "writes_are_executed": "a statement that changes the database is run, and counts as one that returned nothing",
 }
 
 # Faults of asking the engine, not of scoring: tests/rewarders/test_pubmed_faults.py and test_pubmed_client.py.
-ELSEWHERE = {"outage_is_punished", "query_in_the_url"}
+# test_sql_answerer.py has the one of BIRD's evaluator.
+ELSEWHERE = {"outage_is_punished", "query_in_the_url", "reference_query_takes_time"}
 
 
 @dataclass(frozen=True)
@@ -287,6 +289,7 @@ def ran(*rows: tuple[object, ...], gold: Table = GOLD) -> Execution:
 
 
 EMPTY = Table(("n",), ())
+FORBIDDEN = Execution("refused", detail="not allowed: DELETE")
 EQUAL_CASES = [
     Case("equal", GOOD_SQL, ran((1,), (2,)), 1.1),
     Case("other order", GOOD_SQL, ran((2,), (1,)), 1.1),
@@ -304,6 +307,7 @@ BIRD_CASES = [
     Case("columns in another order", GOOD_SQL, ran((2, 1), gold=Table(("a", "b"), ((1, 2),))), 0.4),
     Case("no such column", GOOD_SQL, Execution("refused", detail="no such column: x"), 0.0),
     Case("stopped", GOOD_SQL, Execution("timeout"), 0.4, 0.0, "timeout_is_empty"),
+    Case("a write", GOOD_SQL, FORBIDDEN, 0.4, 0.0, "writes_are_executed"),
     Case("SQL is a number", THINK + '<answer>{"sql": 7}</answer>', REFUSED, 0.0, -2.0, "failed_search_is_a_miss"),
 ]
 SPIDER_CASES = [
@@ -330,12 +334,28 @@ def test_a_stopped_query_does_not_equal_an_empty_gold_result() -> None:
     assert reward(task, GOOD_SQL, SQL_ROW, Execution("timeout", gold=EMPTY)) == 0.0
 
 
-def test_birds_form_without_reasoning_pays_for_sql_that_fails_while_running() -> None:
-    tiers = {"tiers": [(1.0, 1.0), (0.5, 0.3), (0.25, 0.1)]}
-    task = load_task("text_to_sql", dataset="bird", reasoning=False, reward=tiers)
-    text = '<answer>{"sql": "SELECT 1"}</answer>'
-    assert reward(task, text, SQL_ROW, Execution("refused", detail="no such column: x")) == pytest.approx(0.2)
-    assert reward(task, text, SQL_ROW, Execution("refused", detail="near x: syntax error")) == 0.0
+WITHOUT_REASONING = GOOD_SQL.removeprefix(THINK)
+BIRD_CASES_WITHOUT_REASONING = [
+    Case("equal", WITHOUT_REASONING, ran((1,), (2,)), 1.1),
+    Case("wrong rows", WITHOUT_REASONING, ran((1,)), 0.4),
+    Case("no such column", WITHOUT_REASONING, Execution("refused", detail="no such column: x"), 0.2),
+    Case("no such table", WITHOUT_REASONING, Execution("refused", detail="no such table: x"), 0.2),
+    Case("syntax error", WITHOUT_REASONING, Execution("refused", detail='near "SELEC": syntax error'), 0.0),
+    Case("stopped", WITHOUT_REASONING, Execution("timeout"), 0.4, 0.0, "timeout_is_empty"),
+    Case("a write", WITHOUT_REASONING, FORBIDDEN, 0.4, 0.2, "writes_are_executed"),
+]
+
+
+@pytest.mark.parametrize("case", BIRD_CASES_WITHOUT_REASONING, ids=lambda case: case.name)
+def test_text_to_sql_on_bird_without_reasoning(case: Case) -> None:
+    check(load_task("text_to_sql", dataset="bird", reasoning=False), SQL_ROW, case)
+
+
+def test_only_birds_form_without_reasoning_pays_for_sql_that_fails_while_running() -> None:
+    failed = Execution("refused", detail="no such column: x")
+    spider = load_task("text_to_sql", dataset="spider", reasoning=False)
+    assert reward(spider, WITHOUT_REASONING, SQL_ROW, failed) == 0.0
+    assert reward(load_task("text_to_sql", dataset="bird"), GOOD_SQL, SQL_ROW, failed) == 0.0
 
 
 # ------------------------------------------------------------------ the form without reasoning, and leniency

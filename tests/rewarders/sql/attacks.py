@@ -32,6 +32,8 @@ WRITES: Final = {
     "vacuum": "VACUUM",
     "vacuum_into": "VACUUM INTO '{new}'",
     "vacuum_main_into": "VACUUM main INTO '{new}'",
+    "vacuum_into_working_folder": "VACUUM INTO 'new.sqlite'",
+    "vacuum_into_temporary_folder": "VACUUM INTO '/tmp/new.sqlite'",
     "begin": "BEGIN IMMEDIATE",
     "begin_exclusive": "BEGIN EXCLUSIVE",
     "commit": "COMMIT",
@@ -43,6 +45,8 @@ WRITES: Final = {
 
 ESCAPES: Final = {
     "attach_new_file": "ATTACH '{new}' AS n",
+    "attach_new_file_in_working_folder": "ATTACH 'new.sqlite' AS n",
+    "attach_nameless_temporary_file": "ATTACH '' AS t",
     "attach_memory": "ATTACH ':memory:' AS m",
     "attach_writable_uri": "ATTACH 'file:{new}?mode=rwc' AS n",
     "attach_password_file": "ATTACH '/etc/passwd' AS p",

@@ -3,7 +3,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
+import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -21,21 +24,44 @@ LATEST_S = DEADLINE_S + 0.5
 
 
 class Watch:
-    """Largest resident memory of the pool's workers while the watch runs, in bytes."""
+    """What the pool's workers were seen with while the watch ran: largest resident memory in bytes, working folders,
+    files open for writing.
+    """
 
     def __init__(self, pool: SqlPool) -> None:
         self.pool = pool
         self.peak = 0
+        self.folders = {"/"}  # where workers are started
+        self.writing: set[str] = set()
 
     def look(self) -> None:
         for pid in self.pool.pids:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self.peak = max(self.peak, psutil.Process(pid).memory_info().rss)
+            # Only root may look into a worker's folder and files, because it is not dumpable.
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                worker = psutil.Process(pid)
+                self.peak = max(self.peak, worker.memory_info().rss)
+                self.folders.add(worker.cwd())
+                self.writing |= {file.path for file in worker.open_files() if getattr(file, "mode", "r") != "r"}
 
     async def run(self) -> None:
         while True:
             self.look()
             await asyncio.sleep(0.005)
+
+
+def stray_files(folders: Iterable[str]) -> set[str]:
+    """All there is in the working folders of workers, and what SQLite or an attack could leave where temporary files
+    go. Those folders are everybody's, so that other names there say nothing.
+    """
+    seen = {entry.path for folder in folders for entry in os.scandir(folder)}
+    places = {tempfile.gettempdir(), "/tmp", "/var/tmp", "/usr/tmp"}
+    return seen | {
+        entry.path
+        for place in places
+        if os.path.isdir(place)
+        for entry in os.scandir(place)
+        if entry.name.startswith(("etilqs_", "new.sqlite"))
+    }
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -56,17 +82,22 @@ async def ask(pool: SqlPool, database: Path, sql: str) -> Table | SqlRefused | S
         finally:
             took = time.perf_counter() - started
             assert took <= LATEST_S
+    if os.getloadavg()[0] < len(os.sched_getaffinity(0)) + 0.5:
+        pytest.fail("the worker stalls, and the machine has nothing else to do")
     pytest.skip("this machine gives the worker no processor time")
 
 
 async def attack(pool: SqlPool, database: Path, sql: str) -> Table | SqlRefused | SqlTimeout:
     """Run an attack, check everything that must hold whatever it was, and return how it ended."""
-    before = files(database.parent)
     watch = Watch(pool)
+    watch.look()
+    before, strays = files(database.parent), stray_files(watch.folders)
     watching = asyncio.ensure_future(watch.run())
     outcome = await ask(pool, database, sql)
     watching.cancel()
     assert files(database.parent) == before
+    assert stray_files(watch.folders) <= strays
+    assert watch.writing == set()
     # The pool goes on, and nothing of the attack is left in it.
     assert (await pool.run(database, "SELECT name FROM adults ORDER BY name")).rows == (("Ada",), ("Çelik",))
     with pytest.raises(SqlRefused, match="no such table"):
