@@ -40,7 +40,6 @@ class Minibatch:
     samples: list[TrainSample]
     batches: list[MicroBatch]
     totals: StepTotals
-    advantages: dict[int, float]  # of every sample of this rank's share, by its index in the step
 
 
 class Trainer:
