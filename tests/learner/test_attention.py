@@ -86,6 +86,7 @@ def test_spans_give_the_dense_attention(
         torch.testing.assert_close(got.float(), wanted, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize(
     "documents",
