@@ -23,12 +23,12 @@ from common.tasks import Row, Task
 from common.tracking.dispositions_log import TRAINED
 from common.tracking.heldout import write_heldout
 from common.tracking.tracker import Tracker
-from learner.batch import TrainSample
 from learner.connection import LearnerConnection
 from learner.evaluation import Evaluation
 from learner.fleet_figures import FleetFigures
 from learner.ledger import LedgerState, TicketLedger
 from learner.prompts import PromptStream
+from learner.samples import TrainSample
 from learner.snapshot import write_snapshot
 from learner.step_record import describe_groups, is_zero_variance, train_samples
 from learner.team import Team
@@ -255,7 +255,7 @@ class LearnerLoop:
             logger.error("group %d was generated with version %d, too old: generating it again", position, oldest)
             self._p.connection.submit([group.ticket])
             return
-        if self._p.config.algorithm.filter_zero_variance and is_zero_variance(group):
+        if self._p.config.algorithm.filters_zero_variance and is_zero_variance(group):
             self._filtered += 1
             self.ledger.set_aside(position, ZERO_VARIANCE)
             self._p.tracker.disposition(position, group.ticket.prompt_id, ZERO_VARIANCE, self.version)

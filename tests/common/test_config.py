@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from common.config import Config, ConfigError, load_config, to_yaml
 from common.config.reference import reference
@@ -66,6 +68,76 @@ def test_broken_files_give_one_line(tmp_path: Path, text: str, message: str) -> 
     with pytest.raises(ConfigError, match=message) as raised:
         load_config(path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithm.advantage=gae"], r"needs values: set algorithm\.critic=separate"),
+        (["algorithm.critic=shared"], r"grpo reads no values: set algorithm\.critic=none"),
+        (["sampling.group_size=1"], "compares samples of one prompt: set it to 2 or more"),
+        (
+            ["sampling.group_size=1", "algorithm.advantage=reinforce_plus_plus", "algorithm.filter_zero_variance=true"],
+            r"set algorithm\.filter_zero_variance=false",
+        ),
+        (["algorithm.loss=gspo"], r"set algorithm\.denominator=sequence_mean"),
+        (["algorithm.kl_in=reward", "algorithm.kl_coef=0"], "set kl_coef above 0"),
+        (["algorithm.kl_estimator=k1"], "use k2, k3 or k3"),
+        (["algorithm.kl_estimator=k3+", "algorithm.kl_in=reward"], "set k3 or k1"),
+        (["algorithm.critic_warmup_steps=1"], "there is no critic"),
+        (
+            ["algorithm.advantage=gae", "algorithm.critic=shared", "algorithm.critic_warmup_steps=3"],
+            r"leaves none of learner\.steps=3",
+        ),
+        (["algorithm.importance_low=1.5"], r"algorithm\.importance_low"),
+        (["algorithm.importance_cap=0.9"], r"algorithm\.importance_cap"),
+        (["algorithm.dual_clip=1"], r"algorithm\.dual_clip"),
+    ],
+)
+def test_choices_that_do_not_go_together_say_what_to_set(config_file: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as raised:
+        load_config(config_file, overrides)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "filters", "estimator"),
+    [
+        ([], True, "k3"),
+        (["algorithm.filter_zero_variance=false"], False, "k3"),
+        (["algorithm.advantage=gae", "algorithm.critic=separate", "algorithm.kl_in=reward"], False, "k1"),
+        (["algorithm.advantage=reinforce_plus_plus", "sampling.group_size=1"], False, "k3"),
+        (["algorithm.kl_in=reward", "algorithm.kl_estimator=k3"], True, "k3"),
+    ],
+)
+def test_defaults_that_follow_from_other_choices(
+    config_file: Path, overrides: list[str], filters: bool, estimator: str
+) -> None:
+    algorithm = load_config(config_file, overrides).algorithm
+    assert (algorithm.filters_zero_variance, algorithm.chosen_kl_estimator) == (filters, estimator)
+
+
+def published_algorithms() -> dict[str, dict[str, dict[str, object]]]:
+    """The rows of the table in docs/algorithms.md as sections of a configuration, by the algorithm's name."""
+    page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
+    table = page.split("## Published algorithms as configs")[1].split("##")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ") and "`" in line]
+    algorithms: dict[str, dict[str, dict[str, object]]] = {}
+    for name, settings in rows:
+        sections = algorithms.setdefault(name.strip(), {"algorithm": {}, "learner": {}, "sampling": {}})
+        for span in re.findall(r"`([^`]*: [^`]*)`", settings):
+            for key, value in yaml.safe_load("{" + span + "}").items():
+                (section,) = (title for title in sections if key in Config.model_fields[title].annotation.model_fields)
+                sections[section][key] = value
+    return algorithms
+
+
+@pytest.mark.parametrize("sections", published_algorithms().values(), ids=published_algorithms().keys())
+def test_the_published_algorithms_of_the_docs_are_valid(sections: dict[str, dict[str, object]]) -> None:
+    algorithm = Config.model_validate(sections).algorithm
+    assert algorithm.model_dump(include=set(sections["algorithm"])) == {
+        key: type(getattr(algorithm, key))(value) for key, value in sections["algorithm"].items()
+    }
 
 
 def test_missing_file_and_malformed_override(config_file: Path, tmp_path: Path) -> None:

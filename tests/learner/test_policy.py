@@ -7,18 +7,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from common.weights import file_checksum
-from learner.batch import MicroBatch, TrainSample, build_rows, micro_batches
-from learner.policy import Policy, SelectedLogprobs, load_policy
+from learner.batch import MicroBatch, build_rows, micro_batches
+from learner.policy import Policy, load_policy
+from learner.samples import TrainSample
 from learner.snapshot import write_snapshot
+from tests.learner.conftest import VOCAB
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +48,12 @@ def scores_by_sample(
     policy: Policy, samples: list[TrainSample], share: bool, temperature: float
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Scores through micro-batches of about 60 tokens, keyed by the sample's place in ``samples``."""
-    place = {id(sample): index for index, sample in enumerate(samples)}
-    rows = sorted(build_rows(samples, 40, share), key=lambda row: -row.length)
-    order = [place[id(sample)] for row in rows for sample in row.samples]
+    for index, sample in enumerate(samples):
+        sample.index = index
+    batches = micro_batches(build_rows(samples, 60, share), 60)
+    order = [index for batch in batches for index in batch.indices.tolist()]
     with torch.no_grad():
-        scored = [policy.response_logprobs(batch, temperature) for batch in micro_batches(rows, 60)]
+        scored = [policy.score(batch, temperature)[:2] for batch in batches]
     lengths = [len(samples[index].response_ids) for index in order]
     logprobs = torch.cat([logprobs for logprobs, _ in scored]).split(lengths)
     entropies = torch.cat([entropy for _, entropy in scored]).split(lengths)
@@ -73,43 +78,25 @@ def test_scores_match_the_plain_model(
         torch.testing.assert_close(scored[index][1], entropy, atol=2e-5, rtol=1e-5)
 
 
-def test_the_output_layer_sees_response_positions_only(
-    policy: Policy, make_samples: Callable[..., list[TrainSample]]
-) -> None:
-    seen: list[int] = []
-    head = policy.causal_lm.get_output_embeddings()
-    handle = head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[0]))
+class LogitRows(TorchDispatchMode):
+    """Rows of every matrix product whose result is as wide as the vocabulary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name == "aten::mm" and result.shape[-1] == VOCAB:
+            self.seen.append(result.shape[0])
+        return result
+
+
+def test_logits_of_response_positions_only(policy: Policy, make_samples: Callable[..., list[TrainSample]]) -> None:
     batch = MicroBatch.from_rows(build_rows(make_samples(), 100))
-    policy.response_logprobs(batch, 1.0)
-    handle.remove()
-    assert seen == [batch.tokens]
-
-
-@pytest.mark.parametrize("use", ["logprobs", "entropy", "both"])
-def test_gradient_of_the_fused_softmax(use: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = (torch.randn(6, 11, generator=generator) * 3).requires_grad_()
-    targets = torch.tensor([0, 3, 10, 3, 5, 1])
-    weights = torch.randn(2, 6, generator=generator)
-    weights[0] *= use != "entropy"
-    weights[1] *= use != "logprobs"
-
-    def gradient(logprobs: Tensor, entropy: Tensor) -> Tensor:
-        terms = [weights[0] * logprobs] * (use != "entropy") + [weights[1] * entropy] * (use != "logprobs")
-        return torch.autograd.grad(torch.stack(terms).sum(), logits)[0]
-
-    table = (logits / 0.7).log_softmax(-1)
-    expected = gradient(table.gather(1, targets[:, None])[:, 0], -(table.exp() * table).sum(-1))
-    torch.testing.assert_close(gradient(*SelectedLogprobs.apply(logits, targets, 0.7)), expected)
-
-
-def test_improbable_tokens_keep_finite_scores() -> None:
-    logits = torch.tensor([[0.0, -200.0, 150.0]], requires_grad=True)
-    logprobs, entropy = SelectedLogprobs.apply(logits, torch.tensor([1]), 1.0)
-    (logprobs.sum() + entropy.sum()).backward()
-    assert logprobs.item() == pytest.approx(-350.0)
-    assert logits.grad is not None
-    torch.testing.assert_close(logits.grad, torch.tensor([[0.0, 1.0, -1.0]]))
+    with LogitRows() as rows:
+        policy.score(batch, 1.0)
+    assert rows.seen == [batch.tokens]
 
 
 def test_bfloat16_compute_is_close_and_keeps_float32_weights(
@@ -118,8 +105,8 @@ def test_bfloat16_compute_is_close_and_keeps_float32_weights(
     lower = load_policy(model_dir, mesh, compute_dtype="bfloat16")
     batch = MicroBatch.from_rows(build_rows(make_samples(), 100))
     with torch.no_grad():
-        exact, _ = policy.response_logprobs(batch, 1.0)
-    approximate, _ = lower.response_logprobs(batch, 1.0)
+        exact = policy.score(batch, 1.0).logprobs
+    approximate = lower.score(batch, 1.0).logprobs
     assert approximate.dtype == torch.float32
     assert 0 < float((exact - approximate.detach()).abs().mean()) < 0.1
     # The forward pass above left the gathered bfloat16 weights in place; what is saved must not be those.
@@ -133,10 +120,10 @@ def test_scoring_sees_weights_that_changed_after_the_last_scoring(
     changing = load_policy(model_dir, mesh)
     batch = MicroBatch.from_rows(build_rows(make_samples(), 100))
     with torch.no_grad():
-        before, _ = changing.response_logprobs(batch, 1.0)
+        before = changing.score(batch, 1.0).logprobs
         for shard in changing.named_shards().values():
             shard.mul_(0.9)
-        after, _ = changing.response_logprobs(batch, 1.0)
+        after = changing.score(batch, 1.0).logprobs
     assert float((before - after).abs().min()) > 0
 
 

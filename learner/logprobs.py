@@ -1,0 +1,286 @@
+"""Log-probabilities and entropies straight from hidden states, without the [tokens, vocabulary] logits.
+
+The vocabulary is walked in blocks of output rows with an online softmax (Milakov and Gimelshein, arXiv
+1805.02867); the backward pass computes each block's logits again. With z = logits / temperature and p = softmax(z):
+
+    d logp_y / d z = onehot(y) - p,    d H / d z = -p (log p + H),    H = -sum_v p_v log p_v.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# A block's logits should lie in a CPU's cache while the softmax passes over them, and be wide enough for the matrix
+# products to run at full speed.
+BLOCK_ELEMENTS = 1 << 22
+MIN_BLOCK_WIDTH = 1024
+# Logits up to this many bytes wait for the backward pass and are not computed twice. A small vocabulary fits whole.
+KEPT_BYTES = 768 << 20
+# What transformers models do to the output layer's logits, by the config key that asks for it and the value that
+# leaves them alone (None always does).
+LOGIT_TRANSFORMS = {
+    "final_logit_softcapping": None,  # Gemma
+    "logits_soft_cap": None,  # RecurrentGemma
+    "output_logit_soft_cap": None,  # xLSTM
+    "logit_scale": 1.0,  # Cohere
+    "logits_scaling": 1.0,  # Granite, HyperCLOVA X
+    "lm_head_multiplier": 1.0,  # Falcon-H1
+    "output_multiplier": 1.0,  # MuseGlimmer
+}
+
+
+def linear_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Score one token per hidden state under softmax((hidden @ weight.T + bias) / temperature).
+
+    Matrix products run in the inputs' dtype, everything else in float32 (float64 for float64 inputs). Memory
+    beyond the gradients is a few blocks of logits plus at most ``KEPT_BYTES``.
+
+    Args:
+        hidden: float [N, H], N may be 0.
+        weight: float [V, H], the output layer's weight, of the same dtype.
+        targets: int64 [N], in 0..V-1.
+        temperature: > 0; logits are divided by it after the product, as the engine does.
+        bias: float [V] or None.
+
+    Returns:
+        Log-probability of every target and entropy of its distribution in nats, both float32 [N] (float64 for
+        float64 inputs), differentiable once in ``hidden``, ``weight`` and ``bias``.
+
+    Raises:
+        ValueError: a temperature that is not positive, or shapes or dtypes that do not fit together.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    shapes = tuple(hidden.shape), tuple(weight.shape), tuple(targets.shape)
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
+        raise ValueError("expected hidden [N, H], weight [V, H], targets [N]; got {}, {}, {}".format(*shapes))
+    if hidden.dtype != weight.dtype:
+        raise ValueError(f"hidden states are {hidden.dtype}, the output weight {weight.dtype}: cast one of them")
+    differentiated = any(tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias))
+    kept_bytes = KEPT_BYTES if torch.is_grad_enabled() and differentiated else 0
+    logprobs, entropy = _LinearLogprobs.apply(hidden, weight, bias, targets, temperature, kept_bytes)
+    return logprobs, entropy
+
+
+def check_linear_output(causal_lm: nn.Module) -> None:
+    """Make sure that the output layer's weight and bias are all there is between hidden states and logits.
+
+    Raises:
+        ValueError: the model scales or caps its logits, or its output layer is not a plain ``nn.Linear``.
+    """
+    config: Any = causal_lm.config
+    for key, neutral in LOGIT_TRANSFORMS.items():
+        value = getattr(config, key, None)
+        if value is not None and value != neutral:
+            raise ValueError(
+                f"{key}={value} in the model's config.json changes the logits after the output layer, "
+                "which the learner does not compute: use a model without it"
+            )
+    head = causal_lm.get_output_embeddings()  # type: ignore[operator]
+    if type(head) is not nn.Linear:
+        raise ValueError(
+            f"the output layer is a {type(head).__name__}, not a plain nn.Linear: leave it out of LoRA's target modules"
+        )
+
+
+class _OnlineSoftmax:
+    """Softmax statistics of N rows, updated block by block of their columns.
+
+    ``top`` is the largest logit so far, before the temperature; ``total`` = sum exp(s) and ``weighted`` =
+    sum s exp(s) over s = (logit - top) / temperature; ``target`` is the target's logit. All [N]. Because s, not z, is
+    summed, logits of any size lose no precision.
+    """
+
+    def __init__(self, hidden: Tensor, targets: Tensor, temperature: float) -> None:
+        self.targets, self.temperature = targets, temperature
+        self.top = torch.full(targets.shape, -torch.inf, dtype=_accumulation(hidden), device=hidden.device)
+        self.total, self.weighted, self.target = (torch.zeros_like(self.top) for _ in range(3))
+
+    def add(self, logits: Tensor, start: int, scratch: tuple[Tensor, Tensor]) -> None:
+        """Take in the columns from ``start`` on, [N, width] in the compute dtype; overwrites ``scratch``."""
+        top = torch.maximum(self.top, logits.amax(-1).to(self.top.dtype))
+        # Before the first block this is -inf, and 0 * -inf not a number; exp(-1000) is 0 as well.
+        sunk = (self.top - top).div_(self.temperature).clamp_(min=-1000.0)
+        shifted, exponentials = _exponentials(logits, top, self.temperature, scratch)
+        kept = sunk.exp()
+        total = exponentials.sum(-1)
+        self.weighted = kept * (self.weighted + sunk * self.total) + shifted.mul_(exponentials).sum(-1)
+        self.total = kept * self.total + total
+        self.top = top
+        columns, inside = _columns_inside(self.targets, start, logits.shape[1])
+        self.target = torch.where(inside, logits.gather(-1, columns).squeeze(-1), self.target)
+
+    def scores(self) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the targets and entropies, once all columns are in."""
+        normaliser = self.total.log()
+        logprobs = (self.target - self.top) / self.temperature - normaliser
+        return logprobs, normaliser - self.weighted / self.total
+
+
+class _LinearLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        kept_bytes: int,
+    ) -> tuple[Tensor, Tensor]:
+        blocks = _blocks(len(hidden), len(weight))
+        statistics = _OnlineSoftmax(hidden, targets, temperature)
+        buffers = _Buffers(hidden, blocks)
+        kept: list[Tensor] = []
+        for block in blocks:
+            logits = buffers.logits(block)
+            if kept_bytes >= logits.nbytes:
+                kept_bytes -= logits.nbytes
+                logits = torch.empty_like(logits)
+                kept.append(logits)
+            else:
+                kept_bytes = 0  # the kept blocks are the first ones
+            _project(hidden, weight, bias, block, logits)
+            statistics.add(logits, block.start, buffers.scratch(block))
+        ctx.save_for_backward(
+            hidden, weight, bias, targets, statistics.top, statistics.total, statistics.weighted, *kept
+        )
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return statistics.scores()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, top, total, weighted, *kept = ctx.saved_tensors
+        rows = _RowFactors(upstream, top, total, weighted / total, ctx.temperature)
+        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
+        blocks = _blocks(len(hidden), len(weight))
+        buffers = _Buffers(hidden, blocks)
+        for index, block in enumerate(blocks):
+            if index < len(kept):
+                logits = kept[index]
+            else:
+                logits = buffers.logits(block)
+                _project(hidden, weight, bias, block, logits)
+            gradients.add(block, rows.logit_gradient(logits, block.start, targets, buffers.scratch(block)))
+        return *gradients.results(), None, None, None
+
+
+class _RowFactors:
+    """What one row of the logits' gradient needs to know; dz = p (-g - h (s - E[s])) + g onehot, over the temperature.
+
+    g and h are the upstream gradients of log-probability and entropy; log p + H = s - E[s] with s as in
+    ``_OnlineSoftmax``.
+    """
+
+    def __init__(
+        self, upstream: tuple[Tensor | None, ...], top: Tensor, total: Tensor, mean: Tensor, temperature: float
+    ) -> None:
+        of_logprobs, of_entropy = upstream
+        self.top, self.mean, self.temperature = top, mean.unsqueeze(-1), temperature
+        of_logprobs = torch.zeros_like(top) if of_logprobs is None else of_logprobs
+        self.hot = (of_logprobs / temperature).unsqueeze(-1)
+        self.scale = -self.hot / total.unsqueeze(-1)
+        self.entropy_scale = None if of_entropy is None else -(of_entropy / temperature / total).unsqueeze(-1)
+
+    def logit_gradient(self, logits: Tensor, start: int, targets: Tensor, scratch: tuple[Tensor, Tensor]) -> Tensor:
+        """Gradient with respect to a block's logits, [N, width] in the accumulation dtype, inside ``scratch``."""
+        shifted, exponentials = _exponentials(logits, self.top, self.temperature, scratch)
+        if self.entropy_scale is None:
+            gradient = exponentials.mul_(self.scale)
+        else:
+            gradient = shifted.sub_(self.mean).mul_(self.entropy_scale).add_(self.scale).mul_(exponentials)
+        columns, inside = _columns_inside(targets, start, logits.shape[1])
+        return gradient.scatter_add_(-1, columns, torch.where(inside.unsqueeze(-1), self.hot, 0.0))
+
+
+class _Gradients:
+    """Gradients of the inputs that need one, collected block by block."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...]) -> None:
+        self._inputs = hidden, weight
+        # Sums over blocks are taken in the accumulation dtype; rows of the weight's gradient are written once.
+        self._hidden = torch.zeros_like(hidden, dtype=_accumulation(hidden)) if needed[0] else None
+        self._weight = torch.empty_like(weight) if needed[1] else None
+        self._bias = torch.empty_like(bias) if bias is not None and needed[2] else None
+
+    def add(self, block: slice, logit_gradient: Tensor) -> None:
+        """Take in a block's gradient of the logits, [N, width]."""
+        hidden, weight = self._inputs
+        if self._bias is not None:
+            self._bias[block] = logit_gradient.sum(0)
+        lowered = logit_gradient.to(hidden.dtype)
+        if self._hidden is not None:
+            if self._hidden.dtype == hidden.dtype:
+                self._hidden.addmm_(lowered, weight[block])
+            else:
+                self._hidden += lowered @ weight[block]
+        if self._weight is not None:
+            torch.mm(lowered.T, hidden, out=self._weight[block])
+
+    def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """In the inputs' dtype."""
+        hidden = None if self._hidden is None else self._hidden.to(self._inputs[0].dtype)
+        return hidden, self._weight, self._bias
+
+
+class _Buffers:
+    """Memory that all blocks share: fresh memory would be faulted in page by page at every block."""
+
+    def __init__(self, hidden: Tensor, blocks: list[slice]) -> None:
+        self._rows = len(hidden)
+        size = self._rows * blocks[0].stop
+        self._logits = hidden.new_empty(size)
+        self._scratch = hidden.new_empty((2, size), dtype=_accumulation(hidden))
+
+    def logits(self, block: slice) -> Tensor:
+        """[N, width] in the compute dtype."""
+        return self._shaped(self._logits, block)
+
+    def scratch(self, block: slice) -> tuple[Tensor, Tensor]:
+        """Two of [N, width] in the accumulation dtype."""
+        return self._shaped(self._scratch[0], block), self._shaped(self._scratch[1], block)
+
+    def _shaped(self, buffer: Tensor, block: slice) -> Tensor:
+        width = block.stop - block.start
+        return buffer[: self._rows * width].view(self._rows, width)
+
+
+def _accumulation(hidden: Tensor) -> torch.dtype:
+    return torch.promote_types(hidden.dtype, torch.float32)
+
+
+def _blocks(tokens: int, vocabulary: int) -> list[slice]:
+    width = min(vocabulary, max(BLOCK_ELEMENTS // max(tokens, 1), MIN_BLOCK_WIDTH))
+    return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
+
+
+def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, block: slice, out: Tensor) -> None:
+    if bias is None:
+        torch.mm(hidden, weight[block].T, out=out)
+    else:
+        torch.addmm(bias[block], hidden, weight[block].T, out=out)
+
+
+def _exponentials(
+    logits: Tensor, top: Tensor, temperature: float, scratch: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """s = (logits - top) / temperature and exp(s), in ``scratch``."""
+    shifted = torch.sub(logits, top.unsqueeze(-1), out=scratch[0])
+    if temperature != 1.0:
+        shifted.div_(temperature)
+    return shifted, torch.exp(shifted, out=scratch[1])
+
+
+def _columns_inside(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
+    """Each target's column in a block, [N, 1] and clamped, and whether it lies there, [N]: no wait for a GPU."""
+    columns = targets - start
+    inside = (columns >= 0) & (columns < width)
+    return columns.clamp(0, width - 1).unsqueeze(-1), inside
