@@ -6,20 +6,14 @@ vocabulary] tensor ever exists for prompt or padding positions.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from learner.batch import MicroBatch
-
-COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class SelectedLogprobs(torch.autograd.Function):
@@ -71,7 +65,7 @@ class Policy(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.device = device
-        self._named_shards = dict(causal_lm.named_parameters())
+        self.note_shards()
 
     @property
     def config(self) -> Any:
@@ -110,6 +104,10 @@ class Policy(nn.Module):
                     module.reshard()
         return logprobs, entropy
 
+    def note_shards(self) -> None:
+        """Remember the parameters as they are now: to be called once they are sharded, before any forward pass."""
+        self._named_shards = dict(self.causal_lm.named_parameters())
+
     def named_shards(self) -> dict[str, nn.Parameter]:
         """This rank's float32 master weights (DTensors once sharded) by Hugging Face name.
 
@@ -131,47 +129,3 @@ class Policy(nn.Module):
             if leads:
                 state[name] = full.detach().to("cpu", copy=True)
         return state
-
-
-def load_policy(
-    model_dir: str | Path, mesh: DeviceMesh, compute_dtype: str = "float32", trainable: bool = True
-) -> Policy:
-    """Load a Hugging Face causal language model from a local folder and shard it over ``mesh``.
-
-    Master weights stay float32; with "bfloat16" FSDP casts them for the forward and backward pass and reduces
-    the gradients in float32. Each decoder layer is one FSDP unit, embeddings and output layer belong to the
-    root.
-
-    Raises:
-        FileNotFoundError: the folder holds no config.json.
-        ValueError: unknown compute dtype.
-    """
-    directory = Path(model_dir)
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"no model in {directory}: config.json is missing; point the model path at a HF folder")
-    if compute_dtype not in COMPUTE_DTYPES:
-        raise ValueError(f"unknown compute dtype {compute_dtype!r}: choose one of {', '.join(COMPUTE_DTYPES)}")
-    transformers_logging.disable_progress_bar()
-    causal_lm = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=torch.float32,
-        attn_implementation="sdpa",
-        local_files_only=True,
-        use_safetensors=True,
-    )
-    device = torch.device(f"cuda:{torch.cuda.current_device()}" if mesh.device_type == "cuda" else "cpu")
-    policy = Policy(causal_lm, device)
-    policy.requires_grad_(trainable).train(trainable)
-    return shard(policy, mesh, COMPUTE_DTYPES[compute_dtype])
-
-
-def shard(policy: Policy, mesh: DeviceMesh, compute_dtype: torch.dtype) -> Policy:
-    """Apply FSDP2 to every decoder layer and to the root, in place."""
-    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
-    # With one rank there is nothing to free between forward and backward: resharding would only copy.
-    reshard = mesh.size() > 1
-    for layer in policy.causal_lm.base_model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=reshard)
-    fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
-    policy._named_shards = dict(policy.causal_lm.named_parameters())
-    return policy

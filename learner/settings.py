@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from learner.advantages import ADVANTAGES
 from learner.losses import DENOMINATORS, KL_ESTIMATORS, LOSSES, LossSettings
-from learner.policy import COMPUTE_DTYPES
+from learner.sharding import COMPUTE_DTYPES
 
 LR_SCHEDULES = ("constant", "linear", "cosine")
 

@@ -27,8 +27,9 @@ from learner.batch import (
     shuffle_groups,
 )
 from learner.distributed import all_reduce, scatter_samples
+from learner.loading import LoadSettings, load_policy
 from learner.losses import KL_ESTIMATORS, LOSSES, PolicyTerms, StepTotals, token_weights, weighted_sum
-from learner.policy import Policy, load_policy
+from learner.policy import Policy
 from learner.settings import TrainerSettings, learning_rate
 from learner.step_metrics import StepMetrics
 
@@ -65,10 +66,11 @@ class Trainer:
         """
         self.settings = settings
         self.mesh = mesh
-        self.policy = load_policy(model_dir, mesh, settings.compute_dtype)
+        loading = LoadSettings(settings.compute_dtype)
+        self.policy = load_policy(model_dir, mesh, loading)
         self.reference: Policy | None = None
         if settings.kl_coef > 0:
-            self.reference = load_policy(reference_dir or model_dir, mesh, settings.compute_dtype, trainable=False)
+            self.reference = load_policy(reference_dir or model_dir, mesh, loading, trainable=False)
         self.optimizer = _build_optimizer(self.policy, settings)
         self.steps = 0
         self.updates = 0

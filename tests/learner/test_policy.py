@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from common.weights import file_checksum
 from learner.batch import MicroBatch, TrainSample, build_rows, micro_batches
-from learner.policy import Policy, SelectedLogprobs, load_policy
+from learner.loading import LoadSettings, load_policy
+from learner.policy import Policy, SelectedLogprobs
 from learner.snapshot import write_snapshot
 
 
@@ -115,7 +116,7 @@ def test_improbable_tokens_keep_finite_scores() -> None:
 def test_bfloat16_compute_is_close_and_keeps_float32_weights(
     mesh: DeviceMesh, model_dir: Path, policy: Policy, make_samples: Callable[..., list[TrainSample]]
 ) -> None:
-    lower = load_policy(model_dir, mesh, compute_dtype="bfloat16")
+    lower = load_policy(model_dir, mesh, LoadSettings("bfloat16"))
     batch = MicroBatch.from_rows(build_rows(make_samples(), 100))
     with torch.no_grad():
         exact, _ = policy.response_logprobs(batch, 1.0)
@@ -187,4 +188,4 @@ def test_missing_model_and_unknown_dtype_are_named(mesh: DeviceMesh, model_dir: 
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         load_policy(tmp_path, mesh)
     with pytest.raises(ValueError, match="unknown compute dtype 'float8': choose one of float32"):
-        load_policy(model_dir, mesh, compute_dtype="float8")
+        LoadSettings("float8")
