@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from learner.adapters import Adapter, adapters_off, find_adapters, merge, original_name
 from learner.batch import MicroBatch
 
 
@@ -65,6 +66,8 @@ class Policy(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.device = device
+        self._shards: dict[str, nn.Parameter] = {}
+        self._adapters: dict[str, Adapter] = {}
         self.note_shards()
 
     @property
@@ -104,28 +107,49 @@ class Policy(nn.Module):
                     module.reshard()
         return logprobs, entropy
 
+    @torch.no_grad()
+    def reference_logprobs(self, batch: MicroBatch, temperature: float) -> Tensor:
+        """Log-probabilities, float32 [N] and without gradient, under the weights that training leaves alone.
+
+        With adapters these are the weights without them; in a frozen model, all. All ranks call this together.
+        """
+        with adapters_off(self.causal_lm):
+            return self.response_logprobs(batch, temperature)[0]
+
     def note_shards(self) -> None:
         """Remember the parameters as they are now: to be called once they are sharded, before any forward pass."""
-        self._named_shards = dict(self.causal_lm.named_parameters())
+        self._shards = dict(self.causal_lm.named_parameters())
+        self._adapters = find_adapters(self.causal_lm)
 
     def named_shards(self) -> dict[str, nn.Parameter]:
-        """This rank's float32 master weights (DTensors once sharded) by Hugging Face name.
+        """This rank's float32 master weights (DTensors once sharded) by name: those that are trained.
 
         A parameter under several names, as an output layer tied to the input embedding, comes once. Unlike
         ``named_parameters()`` these never are the gathered weights in the compute dtype.
         """
-        return self._named_shards
+        return {name: parameter for name, parameter in self._shards.items() if parameter.requires_grad}
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """The whole model under its Hugging Face names, float32 on the CPU, as copies.
+        """The whole model under its Hugging Face names, float32 on the CPU, as copies; adapters are added in.
 
         All ranks call this together; rank 0 gets the tensors, the others an empty dict. An output layer tied
         to the input embedding is left out, as in Hugging Face checkpoints.
         """
         leads = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        added = {name for adapter in self._adapters.values() for name in (adapter.down, adapter.up)}
         state: dict[str, Tensor] = {}
-        for name, parameter in self._named_shards.items():
-            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        for name in self._shards:
+            if name in added:
+                continue
+            weight = self._gathered(name)
+            adapter = self._adapters.get(name)
+            if adapter is not None:
+                down, up = self._gathered(adapter.down), self._gathered(adapter.up)
+                weight = merge(weight, down, up, adapter.scale) if leads else weight
             if leads:
-                state[name] = full.detach().to("cpu", copy=True)
+                state[original_name(name)] = weight.to("cpu", torch.float32, copy=True)
         return state
+
+    def _gathered(self, name: str) -> Tensor:
+        parameter = self._shards[name].detach()
+        return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -6,9 +6,10 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from learner.adapters import LoraSettings
 from learner.advantages import ADVANTAGES
+from learner.loading import LoadSettings
 from learner.losses import DENOMINATORS, KL_ESTIMATORS, LOSSES, LossSettings
-from learner.sharding import COMPUTE_DTYPES
 
 LR_SCHEDULES = ("constant", "linear", "cosine")
 
@@ -36,8 +37,8 @@ class TrainerSettings:
         max_row_tokens: longest row of several responses; 0 chooses from the model's width, see ``Trainer``.
         share_prompts: compute the prompt of a group once instead of once per response.
         temperature: sampling temperature of the behaviour policy.
-        compute_dtype: "float32" or "bfloat16"; master weights are float32 either way.
-        seed: of the minibatch shuffle.
+        compute_dtype, lora, activation_checkpointing, compile, offload: see ``LoadSettings``.
+        seed: of the minibatch shuffle and of the adapters.
     """
 
     lr: float = 1e-6
@@ -64,6 +65,10 @@ class TrainerSettings:
     share_prompts: bool = True
     temperature: float = 1.0
     compute_dtype: str = "float32"
+    lora: LoraSettings | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
+    offload: str = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,7 +77,6 @@ class TrainerSettings:
         _check_choice("kl_estimator", self.kl_estimator, KL_ESTIMATORS)
         _check_choice("denominator", self.denominator, DENOMINATORS)
         _check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         for name in (
             "lr",
             "grad_clip",
@@ -89,6 +93,7 @@ class TrainerSettings:
         if self.lr_schedule != "constant" and self.total_steps <= self.warmup_steps:
             raise ValueError(f"lr_schedule {self.lr_schedule} needs total_steps above warmup_steps")
         self.loss_settings()
+        self.load_settings()
 
     def loss_settings(self) -> LossSettings:
         """The part that the policy losses read.
@@ -97,6 +102,16 @@ class TrainerSettings:
             ValueError: a bound is out of range.
         """
         return LossSettings(self.clip_low, self.clip_high, self.importance_cap)
+
+    def load_settings(self) -> LoadSettings:
+        """The part that says how policy and reference are loaded.
+
+        Raises:
+            ValueError: unknown compute dtype or offload.
+        """
+        return LoadSettings(
+            self.compute_dtype, self.lora, self.activation_checkpointing, self.compile, self.offload, self.seed
+        )
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:

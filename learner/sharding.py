@@ -26,8 +26,8 @@ def shard(
     gradients are reduced in float32.
 
     Args:
-        mesh: one dimension shards over all ranks; two are (replicate, shard): HSDP, which shards inside a row
-            and averages gradients over the rows.
+        mesh: one dimension shards over all ranks; two, with names, are (replicate, shard): HSDP, which shards
+            inside a row and averages gradients over rows.
         offload: "optimizer" keeps shards, gradients and moments in CPU memory (pinned where the mesh is of
             GPUs) and updates them there; each layer's weights travel to the device when they are needed.
             Gradients then travel at every backward pass, so few large micro-batches are cheaper than many.

@@ -27,7 +27,7 @@ from learner.batch import (
     shuffle_groups,
 )
 from learner.distributed import all_reduce, scatter_samples
-from learner.loading import LoadSettings, load_policy
+from learner.loading import load_policy, load_reference
 from learner.losses import KL_ESTIMATORS, LOSSES, PolicyTerms, StepTotals, token_weights, weighted_sum
 from learner.policy import Policy
 from learner.settings import TrainerSettings, learning_rate
@@ -51,26 +51,19 @@ class Trainer:
     ``updates`` (optimizer steps applied).
     """
 
-    def __init__(
-        self,
-        settings: TrainerSettings,
-        model_dir: str | Path,
-        mesh: DeviceMesh,
-        reference_dir: str | Path | None = None,
-    ) -> None:
-        """Load the policy from ``model_dir`` and, if ``kl_coef`` > 0, the frozen reference from
-        ``reference_dir`` (default: ``model_dir``).
+    def __init__(self, settings: TrainerSettings, model_dir: str | Path, mesh: DeviceMesh) -> None:
+        """Load the policy from ``model_dir`` and, if ``kl_coef`` > 0, the reference (see ``load_reference``).
 
         Raises:
-            FileNotFoundError: a folder holds no model.
+            FileNotFoundError: the folder holds no model.
         """
         self.settings = settings
         self.mesh = mesh
-        loading = LoadSettings(settings.compute_dtype)
+        loading = settings.load_settings()
         self.policy = load_policy(model_dir, mesh, loading)
         self.reference: Policy | None = None
         if settings.kl_coef > 0:
-            self.reference = load_policy(reference_dir or model_dir, mesh, loading, trainable=False)
+            self.reference = load_reference(self.policy, model_dir, mesh, loading)
         self.optimizer = _build_optimizer(self.policy, settings)
         self.steps = 0
         self.updates = 0
@@ -196,7 +189,9 @@ class Trainer:
         weights = token_weights(batch.lengths, totals, settings.denominator, settings.max_response_tokens)
         per_token, kl = losses.losses, torch.zeros_like(entropy)
         if self.reference is not None:
-            kl = KL_ESTIMATORS[settings.kl_estimator](logprobs, self._score(self.reference, batch))
+            kl = KL_ESTIMATORS[settings.kl_estimator](
+                logprobs, self.reference.reference_logprobs(batch, settings.temperature)
+            )
             per_token = per_token + settings.kl_coef * kl
         if settings.entropy_coef:
             per_token = per_token - settings.entropy_coef * entropy
@@ -245,7 +240,7 @@ def _build_optimizer(policy: Policy, settings: TrainerSettings) -> torch.optim.A
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.adam_epsilon, fused=True)
     for parameter in parameters:
         optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=policy.device),
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
