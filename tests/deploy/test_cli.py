@@ -14,6 +14,7 @@ from deploy.cli import _parse
 from deploy.errors import exit_status, load_user_errors, user_message
 from deploy.restarts import HOPELESS
 from rewarders.errors import ScoringError
+from tests.tiny_model import build_tiny_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +65,15 @@ def test_a_dry_run_prints_the_resolved_config(config: Path, tmp_path: Path) -> N
     assert result.returncode == 0
     assert "steps: 3" in result.stdout
     assert "name: run" in result.stdout
+
+
+def test_a_dry_run_says_what_the_learner_will_need(config: Path, tmp_path: Path) -> None:
+    model = build_tiny_model(tmp_path / "tiny")
+    result = deepretrieval("train", str(config), f"model.path={model}", "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "# memory: 1.14 GiB per learner rank (activations 0.14" in result.stdout
+    unbuilt = deepretrieval("train", str(config), "model.path=null", "--dry-run", cwd=tmp_path)
+    assert "# memory: known once the model is here (built on first use)" in unbuilt.stdout
 
 
 def test_a_wrong_key_names_the_right_one(config: Path, tmp_path: Path) -> None:
