@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from safetensors.torch import load_file
-from torch.distributed.device_mesh import DeviceMesh
 
 from common.config import load_config, to_yaml
 from common.run_folder import RunFolder
@@ -16,9 +16,10 @@ from common.tracking.heldout import HeldoutResult, HeldoutRow, write_baselines, 
 from deploy.cli import main
 from deploy.model_card import base_model_name
 from learner.checkpoint import save_checkpoint
+from learner.distributed import initialize, shutdown
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
-from tests.learner.conftest import mesh, model_dir  # noqa: F401  (fixtures)
+from tests.tiny_model import build_tiny_model
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -27,17 +28,25 @@ def heldout(version: int, values: list[float]) -> HeldoutResult:
     return HeldoutResult(version, [HeldoutRow(str(i), "request", "", "q", value) for i, value in enumerate(values)])
 
 
-@pytest.fixture
-def run(mesh: DeviceMesh, model_dir: Path, tmp_path: Path) -> RunFolder:  # noqa: F811
-    """A run with checkpoints of the steps 20 and 40, evaluated at 0, 20 and 30."""
-    folder = RunFolder(tmp_path / "runs" / "tiny")
-    folder.path.mkdir(parents=True)
-    overrides = [f"model.path={model_dir}", "run.name=tiny", "search.email=someone@example.org"]
-    folder.config.write_text(to_yaml(load_config(CONFIG, overrides)))
-    trainer = Trainer(TrainerSettings(kl_coef=0.0), model_dir, mesh)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and checkpoints of the steps 20 and 40."""
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = Trainer(TrainerSettings(kl_coef=0.0), build_tiny_model(folder / "model"), initialize("cpu"))
     for step in (20, 40):
         trainer.steps = step
-        save_checkpoint(trainer, folder.checkpoints, b"")
+        save_checkpoint(trainer, folder / "checkpoints", b"")
+    shutdown()
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> RunFolder:
+    """The folder of a run with those checkpoints, evaluated at 0, 20 and 30."""
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    shutil.copytree(trained / "checkpoints", folder.checkpoints)
+    overrides = [f"model.path={trained / 'model'}", "run.name=tiny", "search.email=someone@example.org"]
+    folder.config.write_text(to_yaml(load_config(CONFIG, overrides)))
     write_heldout(folder.heldout / "start.json", heldout(0, [0.0, 0.5] * 10))
     write_heldout(folder.heldout / "v20.json", heldout(20, [0.25, 0.5] * 10))
     write_heldout(folder.heldout / "v30.json", heldout(30, [0.5, 0.5] * 10))
@@ -50,9 +59,7 @@ def export(run: RunFolder, *options: str) -> int:
 
 
 def test_the_newest_step_becomes_a_model_with_a_card(
-    run: RunFolder,
-    model_dir: Path,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    run: RunFolder, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(run) == 0
     target = run.exports / "step-00000040"
@@ -72,7 +79,7 @@ def test_the_newest_step_becomes_a_model_with_a_card(
     assert "| before training | 0.2500 |" in body
     assert "| raw request | 0.1250 |" in body
     assert "entropy_coef: 0.01" in body
-    for private in ("someone@example.org", str(model_dir), str(run.path)):
+    for private in ("someone@example.org", str(trained), str(run.path)):
         assert private not in card
 
 
