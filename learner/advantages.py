@@ -1,8 +1,11 @@
-"""Advantage estimators for groups of samples that answer the same prompt.
+"""Advantage estimators on the per-token streams of a whole training step.
 
-Every estimator takes the rewards of a whole training step, before the samples are spread over ranks, so that
-a group is never cut in two. All are pure functions: ``(rewards float [N], groups int64 [N]) -> advantages
-float [N]``. Adding an estimator is one function and one entry in ``ADVANTAGES``.
+Every estimator reads the whole step at once, before minibatches are cut, so that groups stay complete and a
+normalisation covers the same tokens however many ranks there are. All are pure functions ``(StepRewards,
+AdvantageSettings) -> Advantages`` in float64. Adding an estimator is one function and one entry in
+``ADVANTAGES``.
+
+Notation: r_t reward of token t, R_i sum of the rewards of response i, V_t value of the state before token t.
 """
 
 from __future__ import annotations
@@ -13,15 +16,129 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-AdvantageFunction = Callable[[Tensor, Tensor], Tensor]
-
-# The floor on the standard deviation: rewards are of order 1, so this only guards against division by zero.
+# Added to standard deviations: rewards are of order 1, so this only guards against division by zero.
 STD_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
+class StepRewards:
+    """Rewards of one step, its T response tokens laid end to end, response after response.
+
+    Attributes:
+        rewards: float64 [T], the task reward on the last token of each response, minus the KL of every token
+            where the KL is part of the reward.
+        sequences: int64 [T], the response of each token, 0..n-1 without gaps and never decreasing.
+        groups: int64 [n], the group of each response; ids need not be contiguous or sorted.
+        values: float64 [T], the critic's value of the state before each token; None without a critic.
+
+    Raises:
+        ValueError: the shapes do not fit together, there is no token, a response is missing or split, or a
+            number is not finite.
+    """
+
+    rewards: Tensor
+    sequences: Tensor
+    groups: Tensor
+    values: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, stream in (("sequences", self.sequences), ("values", self.values)):
+            if stream is not None and stream.shape != self.rewards.shape:
+                raise ValueError(
+                    f"rewards {tuple(self.rewards.shape)} and {name} {tuple(stream.shape)} differ in shape"
+                )
+        if self.rewards.ndim != 1 or self.rewards.numel() == 0:
+            raise ValueError(f"rewards must be a non-empty vector of tokens, got shape {tuple(self.rewards.shape)}")
+        present = torch.unique_consecutive(self.sequences)
+        if not torch.equal(present, torch.arange(len(self.groups), device=present.device)):
+            raise ValueError(f"the tokens of the {len(self.groups)} responses must lie in order, at least one each")
+        if not bool(torch.isfinite(self.rewards).all()):
+            raise ValueError("a reward is not finite: an unavailable score must never reach the learner")
+        if self.values is not None and not bool(torch.isfinite(self.values).all()):
+            raise ValueError("a value is not finite: the critic has diverged, lower its learning rate")
+
+
+@dataclass(frozen=True)
+class AdvantageSettings:
+    """Discount per token ``gamma`` and the bias-variance trade-off ``gae_lambda`` of GAE, both in [0, 1].
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    gamma: float = 1.0
+    gae_lambda: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """``advantages`` float64 [T], and ``returns`` float64 [T], the critic's targets (None without a critic)."""
+
+    advantages: Tensor
+    returns: Tensor | None = None
+
+
+AdvantageFunction = Callable[[StepRewards, AdvantageSettings], Advantages]
+
+
+def discounted_suffix_sums(stream: Tensor, sequences: Tensor, discount: float) -> Tensor:
+    """S_t = sum over k >= 0 of discount^k stream_{t+k}, inside the response of t; float [T].
+
+    By doubling: a pass adds to the sum of the next ``reach`` tokens that of the ``reach`` tokens after them,
+    so log2 of the longest response passes over the stream suffice and nothing is padded.
+    """
+    sums = stream.clone()
+    longest = int(torch.bincount(sequences).max())
+    reach = 1
+    while reach < longest:
+        inside = sequences[reach:] == sequences[:-reach]
+        sums[:-reach] += torch.where(inside, discount**reach * sums[reach:], 0.0)
+        reach *= 2
+    return sums
+
+
+def standardised(values: Tensor) -> Tensor:
+    """(x - mean) / (std + eps) with the population std, float [N]; zeros for one element or equal ones."""
+    return (values - values.mean()) / (values.std(correction=0) + STD_EPSILON)
+
+
+def gae(step: StepRewards, settings: AdvantageSettings) -> Advantages:
+    """Generalised advantage estimation (arXiv 1506.02438, eq. 16), then standardised over the step's tokens.
+
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1}; the episode ends with its
+    response, so V and A after the last token are 0. Returns are A + V of the raw advantages.
+
+    Raises:
+        ValueError: the step has no values.
+    """
+    if step.values is None:
+        raise ValueError("gae needs the values of a critic: configure one, or choose a group-relative estimator")
+    following = torch.zeros_like(step.values)
+    inside = step.sequences[1:] == step.sequences[:-1]
+    following[:-1] = torch.where(inside, step.values[1:], 0.0)
+    deltas = step.rewards + settings.gamma * following - step.values
+    raw = discounted_suffix_sums(deltas, step.sequences, settings.gamma * settings.gae_lambda)
+    return Advantages(standardised(raw), returns=raw + step.values)
+
+
+def reinforce_plus_plus(step: StepRewards, settings: AdvantageSettings) -> Advantages:
+    """Discounted reward-to-go of every token, standardised over the step's tokens (arXiv 2501.03262)."""
+    return Advantages(standardised(discounted_suffix_sums(step.rewards, step.sequences, settings.gamma)))
+
+
+def sequence_rewards(step: StepRewards) -> Tensor:
+    """R_i, the sum of the rewards of each response, float64 [n]."""
+    return torch.zeros(len(step.groups), dtype=step.rewards.dtype).index_add(0, step.sequences, step.rewards)
+
+
+@dataclass(frozen=True)
 class GroupStatistics:
-    """Per-sample view of the group statistics, each float [N]: ``mean``, population ``std`` and group ``size``."""
+    """Per-response view of its group, each float64 [n]: ``mean``, population ``std`` and ``size``."""
 
     mean: Tensor
     std: Tensor
@@ -29,51 +146,60 @@ class GroupStatistics:
 
 
 def group_statistics(rewards: Tensor, groups: Tensor) -> GroupStatistics:
-    """Mean, population standard deviation and size of each sample's group.
-
-    Args:
-        rewards: float [N].
-        groups: integer [N]; samples with equal ids form one group. Ids need not be contiguous or sorted.
-
-    Raises:
-        ValueError: the shapes differ, there is no sample, or a reward is not finite.
-    """
-    if rewards.ndim != 1 or rewards.shape != groups.shape or rewards.numel() == 0:
-        raise ValueError(
-            f"rewards and groups must be non-empty vectors of one length, "
-            f"got {tuple(rewards.shape)}, {tuple(groups.shape)}"
-        )
-    if not bool(torch.isfinite(rewards).all()):
-        raise ValueError("a reward is not finite: an unavailable score must never reach the learner")
-    _, index = torch.unique(groups, return_inverse=True)
-    counts = torch.zeros(int(index.max()) + 1, dtype=rewards.dtype).index_add(0, index, torch.ones_like(rewards))
+    """Statistics of ``rewards`` float64 [n] over the responses that share an id in ``groups`` int64 [n]."""
+    _, index, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    counts = counts.to(rewards.dtype)
     mean = torch.zeros_like(counts).index_add(0, index, rewards) / counts
     deviation = rewards - mean[index]
     variance = torch.zeros_like(counts).index_add(0, index, deviation.square()) / counts
     return GroupStatistics(mean=mean[index], std=variance.sqrt()[index], size=counts[index])
 
 
-def grpo(rewards: Tensor, groups: Tensor) -> Tensor:
-    """A_i = (R_i - mean_G R) / (std_G R + eps) (DeepSeekMath, arXiv 2402.03300, section 4.1.2).
+def grpo(step: StepRewards, settings: AdvantageSettings) -> Advantages:
+    """A_i = (R_i - mean_G R) / (std_G R + eps) on every token (DeepSeekMath, arXiv 2402.03300, section 4.1.2).
 
-    The standard deviation is the population one (the group is the whole set the paper averages over). A group
-    whose rewards are all equal, a group of one included, gets advantage 0.
+    The standard deviation is the population one: the group is the whole set the paper averages over.
     """
-    statistics = group_statistics(rewards, groups)
-    return (rewards - statistics.mean) / (statistics.std + STD_EPSILON)
+    rewards = sequence_rewards(step)
+    statistics = group_statistics(rewards, step.groups)
+    return Advantages(((rewards - statistics.mean) / (statistics.std + STD_EPSILON))[step.sequences])
 
 
-def grpo_no_std(rewards: Tensor, groups: Tensor) -> Tensor:
-    """A_i = R_i - mean_G R, without the division that favours too easy and too hard prompts (Dr. GRPO, 2503.20783)."""
-    return rewards - group_statistics(rewards, groups).mean
+def dr_grpo(step: StepRewards, settings: AdvantageSettings) -> Advantages:
+    """A_i = R_i - mean_G R, without the std that favours too easy and too hard prompts (arXiv 2503.20783)."""
+    rewards = sequence_rewards(step)
+    return Advantages((rewards - group_statistics(rewards, step.groups).mean)[step.sequences])
 
 
-def rloo(rewards: Tensor, groups: Tensor) -> Tensor:
+def rloo(step: StepRewards, settings: AdvantageSettings) -> Advantages:
     """A_i = R_i - mean of the others' rewards in the group (RLOO, arXiv 2402.14740); 0 in a group of one."""
-    statistics = group_statistics(rewards, groups)
+    rewards = sequence_rewards(step)
+    statistics = group_statistics(rewards, step.groups)
     # R_i - (G mean - R_i) / (G - 1) = (R_i - mean) G / (G - 1).
     others = (statistics.size - 1).clamp(min=1)
-    return (rewards - statistics.mean) * statistics.size / others
+    return Advantages(((rewards - statistics.mean) * statistics.size / others)[step.sequences])
 
 
-ADVANTAGES: dict[str, AdvantageFunction] = {"grpo": grpo, "grpo_no_std": grpo_no_std, "rloo": rloo}
+def reinforce_plus_plus_baseline(step: StepRewards, settings: AdvantageSettings) -> Advantages:
+    """R_i - mean_G R, standardised over the step's responses (REINFORCE++ with baseline, arXiv 2501.03262).
+
+    The statistics are over responses, not over tokens as in some implementations: then the mean is 0 whatever
+    the lengths, and a group with equal rewards keeps advantage 0.
+    """
+    rewards = sequence_rewards(step)
+    centred = rewards - group_statistics(rewards, step.groups).mean
+    return Advantages(standardised(centred)[step.sequences])
+
+
+ADVANTAGES: dict[str, AdvantageFunction] = {
+    "gae": gae,
+    "grpo": grpo,
+    "dr_grpo": dr_grpo,
+    "rloo": rloo,
+    "reinforce_plus_plus": reinforce_plus_plus,
+    "reinforce_plus_plus_baseline": reinforce_plus_plus_baseline,
+}
+# Those that read StepRewards.values.
+NEEDS_CRITIC = frozenset({"gae"})
+# Those for which a group with equal rewards teaches nothing.
+GROUP_RELATIVE = frozenset({"grpo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline"})

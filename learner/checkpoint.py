@@ -64,6 +64,7 @@ class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
 class _TrainerState(msgspec.Struct, forbid_unknown_fields=True):
     steps: int
     updates: int
+    critic_updates: int
     cpu_rng: list[bytes]  # one per rank
     device_rng: list[bytes]  # one per rank, empty without a GPU
 
@@ -81,7 +82,7 @@ class FrozenState:
 def freeze(trainer: Trainer, blob: bytes) -> FrozenState:
     """Copy the trainer's state to CPU memory. All ranks call this together; only rank 0's blob is kept."""
     tensors = BlockingAsyncStager().stage(trainer.named_tensors())
-    counters = _TrainerState(trainer.steps, trainer.updates, *_random_states(trainer.policy.device))
+    counters = _TrainerState(*trainer.counters(), *_random_states(trainer.policy.device))
     return FrozenState(tensors, counters, blob, trainer.leads)
 
 
@@ -140,7 +141,7 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> bytes:
     state = msgspec.msgpack.decode(
         broadcast_bytes((folder / COUNTERS).read_bytes() if trainer.leads else None), type=_TrainerState
     )
-    trainer.restore_counters(state.steps, state.updates)
+    trainer.restore_counters(state.steps, state.updates, state.critic_updates)
     _restore_random_states(state, trainer.policy.device)
     return broadcast_bytes((folder / BLOB).read_bytes() if trainer.leads else None)
 

@@ -255,7 +255,7 @@ class LearnerLoop:
             logger.error("group %d was generated with version %d, too old: generating it again", position, oldest)
             self._p.connection.submit([group.ticket])
             return
-        if self._p.config.algorithm.filter_zero_variance and is_zero_variance(group):
+        if self._p.config.algorithm.filters_zero_variance and is_zero_variance(group):
             self._filtered += 1
             self.ledger.set_aside(position, ZERO_VARIANCE)
             self._p.tracker.disposition(position, group.ticket.prompt_id, ZERO_VARIANCE, self.version)

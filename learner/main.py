@@ -77,21 +77,13 @@ def trainer_settings(config: Config) -> TrainerSettings:
         warmup_steps=learner.warmup_steps,
         lr_schedule=learner.lr_schedule,
         total_steps=learner.steps,
-        advantage=algorithm.advantage,
-        loss=algorithm.loss,
-        clip_low=algorithm.clip_low,
-        clip_high=algorithm.clip_high,
-        importance_cap=algorithm.importance_cap,
-        kl_coef=algorithm.kl_coef,
-        kl_estimator=algorithm.kl_estimator,
-        entropy_coef=algorithm.entropy_coef,
-        denominator=algorithm.denominator,
         max_response_tokens=config.sampling.max_tokens,
         minibatches=learner.minibatches,
         micro_batch_tokens=learner.micro_batch_tokens,
         temperature=config.sampling.temperature,
         compute_dtype=learner.dtype,
         seed=config.run.seed,
+        **algorithm.model_dump(exclude={"filter_zero_variance"}) | {"kl_estimator": algorithm.chosen_kl_estimator},
     )
 
 

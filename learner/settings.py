@@ -1,16 +1,18 @@
-"""What the trainer can be told, checked once, and the learning rate that follows from it."""
+"""What the trainer can be told, checked once."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from learner.advantages import ADVANTAGES
+from learner.advantages import ADVANTAGES, NEEDS_CRITIC, AdvantageSettings
 from learner.losses import DENOMINATORS, KL_ESTIMATORS, LOSSES, LossSettings
 from learner.policy import COMPUTE_DTYPES
 
 LR_SCHEDULES = ("constant", "linear", "cosine")
+CRITICS = ("none", "separate", "shared")
+PROXIMALS = ("recompute", "loglinear")
+KL_PLACES = ("loss", "reward")
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,20 @@ class TrainerSettings:
             at ``total_steps``.
         advantage, loss, kl_estimator: names in the registries of ``learner.advantages`` and
             ``learner.losses``.
-        clip_low, clip_high, importance_cap: see ``LossSettings``.
+        gamma, gae_lambda: see ``AdvantageSettings``.
+        clip_low, clip_high, dual_clip, correction, importance_low, importance_cap: see ``LossSettings``.
+        proximal: where a step has several minibatches, the policy at its start is scored once more
+            ("recompute") or taken to lie between behaviour and current policy ("loglinear").
         kl_coef: weight of the KL to the reference model; 0 loads no reference.
+        kl_in: "loss" adds the KL to the loss of each token, "reward" takes it from the token's reward.
         entropy_coef: weight of the entropy bonus.
         denominator, max_response_tokens: see ``learner.losses.token_weights``; the second is used by
             "constant" only.
+        critic: "none", "separate" (a model of its own) or "shared" (a value head on the policy).
+        critic_lr: peak learning rate of the critic, on the policy's schedule; of the head where it is shared.
+        critic_warmup_steps: first training steps in which the policy stays as it is.
+        value_clip: see ``learner.losses.value_loss``; None for no clip.
+        value_coef: weight of the value loss where the critic is shared.
         minibatches: optimizer steps per training step.
         micro_batch_tokens: padded tokens per forward pass.
         max_row_tokens: longest row of several responses; 0 chooses from the model's width, see ``Trainer``.
@@ -49,15 +60,27 @@ class TrainerSettings:
     lr_schedule: str = "constant"
     total_steps: int = 0
     advantage: str = "grpo"
+    gamma: float = 1.0
+    gae_lambda: float = 1.0
     loss: str = "decoupled_ppo"
+    proximal: str = "recompute"
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float | None = None
+    correction: str = "truncate"
+    importance_low: float = 0.5
     importance_cap: float = 2.0
     kl_coef: float = 0.001
+    kl_in: str = "loss"
     kl_estimator: str = "k3"
     entropy_coef: float = 0.0
     denominator: str = "token_mean"
     max_response_tokens: int = 512
+    critic: str = "none"
+    critic_lr: float = 1e-5
+    critic_warmup_steps: int = 0
+    value_clip: float | None = 0.5
+    value_coef: float = 0.1
     minibatches: int = 1
     micro_batch_tokens: int = 16384
     max_row_tokens: int = 0
@@ -67,28 +90,22 @@ class TrainerSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_choice("advantage", self.advantage, ADVANTAGES)
-        _check_choice("loss", self.loss, LOSSES)
-        _check_choice("kl_estimator", self.kl_estimator, KL_ESTIMATORS)
-        _check_choice("denominator", self.denominator, DENOMINATORS)
-        _check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
-        for name in (
-            "lr",
-            "grad_clip",
-            "temperature",
-            "minibatches",
-            "micro_batch_tokens",
-            "max_response_tokens",
-        ):
+        for name, choices in _CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "kl_coef", "max_row_tokens"):
+        for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.lr_schedule != "constant" and self.total_steps <= self.warmup_steps:
             raise ValueError(f"lr_schedule {self.lr_schedule} needs total_steps above warmup_steps")
+        if (self.advantage in NEEDS_CRITIC) != (self.critic != "none"):
+            raise ValueError(f"advantage {self.advantage} and critic {self.critic} do not go together: gae needs one")
+        if self.value_clip is not None and self.value_clip <= 0:
+            raise ValueError(f"value_clip must be positive (None turns it off), got {self.value_clip}")
         self.loss_settings()
+        self.advantage_settings()
 
     def loss_settings(self) -> LossSettings:
         """The part that the policy losses read.
@@ -96,25 +113,41 @@ class TrainerSettings:
         Raises:
             ValueError: a bound is out of range.
         """
-        return LossSettings(self.clip_low, self.clip_high, self.importance_cap)
+        return LossSettings(**{field.name: getattr(self, field.name) for field in fields(LossSettings)})
+
+    def advantage_settings(self) -> AdvantageSettings:
+        """The part that the advantage estimators read.
+
+        Raises:
+            ValueError: a discount is out of range.
+        """
+        return AdvantageSettings(self.gamma, self.gae_lambda)
+
+
+_CHOICES: dict[str, Collection[str]] = {
+    "advantage": ADVANTAGES,
+    "loss": LOSSES,
+    "proximal": PROXIMALS,
+    "kl_in": KL_PLACES,
+    "kl_estimator": KL_ESTIMATORS,
+    "denominator": DENOMINATORS,
+    "critic": CRITICS,
+    "lr_schedule": LR_SCHEDULES,
+    "compute_dtype": COMPUTE_DTYPES,
+}
+_POSITIVE = (
+    "lr",
+    "critic_lr",
+    "value_coef",
+    "grad_clip",
+    "temperature",
+    "minibatches",
+    "micro_batch_tokens",
+    "max_response_tokens",
+)
+_NOT_NEGATIVE = ("weight_decay", "warmup_steps", "critic_warmup_steps", "kl_coef", "max_row_tokens")
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
-
-
-def learning_rate(step: int, settings: TrainerSettings) -> float:
-    """Learning rate of training step ``step`` (counted from 0).
-
-    Warm-up is linear and reaches the peak at step ``warmup_steps - 1``, so that no step runs at rate 0; a
-    decaying schedule would reach 0 at ``total_steps``, one step after the last.
-    """
-    if step < settings.warmup_steps:
-        return settings.lr * (step + 1) / settings.warmup_steps
-    if settings.lr_schedule == "constant":
-        return settings.lr
-    progress = min(1.0, (step - settings.warmup_steps) / (settings.total_steps - settings.warmup_steps))
-    if settings.lr_schedule == "linear":
-        return settings.lr * (1.0 - progress)
-    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * progress))

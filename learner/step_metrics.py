@@ -2,91 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from learner.distributed import all_reduce
-from learner.losses import PolicyTerms, TokenLosses, effective_sample_size, kl_k3, probability_ratio
+from learner.losses import effective_sample_size
 
-_SUMS = (
-    "loss",
-    "policy_loss",
+# Sums that ``report`` divides by the number of optimizer steps, because each holds its denominators already.
+LOSSES = ("loss", "policy_loss", "value_loss")
+# Sums over the trained response tokens that ``report`` divides by their number.
+TOKEN_SUMS = (
     "kl_ref",
     "entropy",
-    "clipped",
-    "ratio",
+    "clip_fraction",
+    "ratio_mean",
     "mismatch_kl",
-    "importance",
-    "importance_square",
-    "capped",
-    "tokens",
-    "input_tokens",
-    "micro_batches",
+    "importance_mean",
+    "importance_capped",
+    "correction_masked",
+    "value_clip_fraction",
 )
+COUNTS = ("tokens", "input_tokens", "micro_batches")
+_SUMS = (*LOSSES, *TOKEN_SUMS, "importance_square", *COUNTS)
 _MAXIMA = ("ratio_max", "importance_max")
 
 
 class StepMetrics:
-    """Accumulates per-token figures on the device; nothing is read back before ``report``."""
+    """Accumulates figures on the device; nothing is read back before ``report``."""
 
     def __init__(self) -> None:
-        self._sums: list[Tensor] = []
-        self._maxima: list[Tensor] = []
+        self._sums: dict[str, Tensor] = {}
+        self._maxima: dict[str, Tensor] = {}
 
-    @torch.no_grad()
-    def add(
-        self,
-        terms: PolicyTerms,
-        losses: TokenLosses,
-        entropy: Tensor,
-        kl: Tensor,
-        weights: Tensor,
-        objective: Tensor,
-        importance_cap: float,
-        input_tokens: int,
-    ) -> None:
-        """One micro-batch: vectors are float [N]; ``objective`` is its share of the step's loss, a scalar."""
-        importance = probability_ratio(terms.proximal, terms.behaviour)
-        per_token = torch.stack(
-            [
-                kl,
-                entropy,
-                losses.clipped.float(),
-                losses.ratio,
-                # k3 of KL(mu || prox), an expectation under mu: the tokens were drawn from mu.
-                kl_k3(terms.behaviour, terms.proximal),
-                importance,
-                importance.square(),
-                (importance > importance_cap).float(),
-                torch.ones_like(entropy),
-            ]
-        )
-        totals = torch.stack([objective, (losses.losses * weights).sum()])
-        counts = totals.new_tensor([input_tokens, 1.0])
-        self._sums.append(torch.cat([totals, per_token.sum(1), counts]).double())
-        self._maxima.append(torch.stack([losses.ratio.max(), importance.max()]).double())
+    def add(self, sums: Mapping[str, Tensor], maxima: Mapping[str, Tensor] | None = None) -> None:
+        """One micro-batch's share, scalars by name; a name that is left out adds nothing."""
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().double()
+        for name, value in (maxima or {}).items():
+            known = self._maxima.get(name)
+            self._maxima[name] = value.detach().double() if known is None else torch.maximum(known, value.double())
 
     def report(self, optimizer_steps: int) -> dict[str, float]:
         """Token means over the whole step on all ranks, which call this together; losses are means over updates."""
-        sums = torch.stack(self._sums).sum(0).tolist() if self._sums else [0.0] * len(_SUMS)
-        maxima = torch.stack(self._maxima).amax(0).tolist() if self._maxima else [0.0] * len(_MAXIMA)
-        total = dict(zip(_SUMS, all_reduce(sums), strict=True))
-        peak = dict(zip(_MAXIMA, all_reduce(maxima, maximum=True), strict=True))
+        total = dict(zip(_SUMS, all_reduce(_read(self._sums, _SUMS)), strict=True))
+        peak = dict(zip(_MAXIMA, all_reduce(_read(self._maxima, _MAXIMA), maximum=True), strict=True))
         tokens = total["tokens"]
         return {
-            "loss": total["loss"] / optimizer_steps,
-            "policy_loss": total["policy_loss"] / optimizer_steps,
-            "kl_ref": total["kl_ref"] / tokens,
-            "entropy": total["entropy"] / tokens,
-            "clip_fraction": total["clipped"] / tokens,
-            "ratio_mean": total["ratio"] / tokens,
-            "ratio_max": peak["ratio_max"],
-            "mismatch_kl": total["mismatch_kl"] / tokens,
-            "importance_mean": total["importance"] / tokens,
-            "importance_max": peak["importance_max"],
-            "importance_capped": total["capped"] / tokens,
-            "ess": effective_sample_size(total["importance"], total["importance_square"], tokens),
-            "tokens": tokens,
-            "input_tokens": total["input_tokens"],
-            "micro_batches": total["micro_batches"],
+            **{name: total[name] / optimizer_steps for name in LOSSES},
+            **{name: total[name] / tokens for name in TOKEN_SUMS},
+            **peak,
+            "ess": effective_sample_size(total["importance_mean"], total["importance_square"], tokens),
+            **{name: total[name] for name in COUNTS},
         }
+
+
+def _read(figures: Mapping[str, Tensor], names: tuple[str, ...]) -> list[float]:
+    """The figures in the order of ``names``, read from the device in one go; 0 for what no micro-batch had."""
+    if not figures:
+        return [0.0] * len(names)
+    zero = torch.zeros_like(next(iter(figures.values())))
+    return torch.stack([figures.get(name, zero) for name in names]).tolist()

@@ -1,22 +1,24 @@
-"""One training step: scored groups in, updated weights and the step's figures out."""
+"""One training step: scored groups in, updated weights and the step's figures out.
+
+The step does not know which algorithm runs. It scores the responses once with every model that the settings
+call for, lets `learner.experience` turn that into advantages and returns, and updates policy and critic on the
+objectives of `learner.objective`, minibatch after minibatch.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
-from learner.advantages import ADVANTAGES
 from learner.batch import (
     MicroBatch,
     TrainSample,
@@ -26,28 +28,32 @@ from learner.batch import (
     partition,
     shuffle_groups,
 )
+from learner.critic import Critic, load_critic
 from learner.distributed import all_reduce, scatter_samples
-from learner.losses import KL_ESTIMATORS, LOSSES, PolicyTerms, StepTotals, token_weights, weighted_sum
+from learner.experience import PROXIMAL, REFERENCE, VALUES, Experience, Streams, collect_experience
+from learner.losses import StepTotals
+from learner.objective import policy_objective, value_objective
+from learner.optimizer import Optimizer, learning_rate
 from learner.policy import Policy, load_policy
-from learner.settings import TrainerSettings, learning_rate
+from learner.settings import TrainerSettings
 from learner.step_metrics import StepMetrics
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Minibatch:
-    """What one optimizer step reads on this rank; every rank has the same number of micro-batches."""
+    """What one update reads on this rank; every rank has the same number of micro-batches."""
 
+    samples: list[TrainSample]
     batches: list[MicroBatch]
     totals: StepTotals
 
 
 class Trainer:
-    """Policy, optimizer and reference model of one run. All ranks make one and call its methods together.
+    """Policy, critic, reference model and optimizers of one run. All ranks make one and call its methods together.
 
-    Public attributes: ``settings``, ``mesh``, ``policy``, ``optimizer``, ``steps`` (training steps done) and
-    ``updates`` (optimizer steps applied).
+    Public attributes: ``settings``, ``mesh``, ``policy``, ``critic`` and ``reference`` (None where the algorithm
+    has none; a shared critic is the policy's value head), ``optimizer`` (the policy's), ``critic_optimizer`` and
+    ``steps`` (training steps done, which is the version of the policy).
     """
 
     def __init__(
@@ -57,7 +63,7 @@ class Trainer:
         mesh: DeviceMesh,
         reference_dir: str | Path | None = None,
     ) -> None:
-        """Load the policy from ``model_dir`` and, if ``kl_coef`` > 0, the frozen reference from
+        """Load policy and separate critic from ``model_dir`` and, if ``kl_coef`` > 0, the frozen reference from
         ``reference_dir`` (default: ``model_dir``).
 
         Raises:
@@ -65,13 +71,18 @@ class Trainer:
         """
         self.settings = settings
         self.mesh = mesh
-        self.policy = load_policy(model_dir, mesh, settings.compute_dtype)
+        self.policy = load_policy(model_dir, mesh, settings.compute_dtype, value_head=settings.critic == "shared")
+        self.critic: Critic | None = None
+        if settings.critic == "separate":
+            self.critic = load_critic(model_dir, mesh, settings.compute_dtype)
         self.reference: Policy | None = None
         if settings.kl_coef > 0:
             self.reference = load_policy(reference_dir or model_dir, mesh, settings.compute_dtype, trainable=False)
-        self.optimizer = _build_optimizer(self.policy, settings)
+        self.optimizer = Optimizer(self.policy.named_shards(), settings.lr, settings)
+        self.critic_optimizer: Optimizer | None = None
+        if settings.critic != "none":
+            self.critic_optimizer = Optimizer(self._critic_shards(), settings.critic_lr, settings)
         self.steps = 0
-        self.updates = 0
         # Attention costs 4 S H per token and layer, the linear layers about 24 H^2: beyond S = 6 H a shared
         # row would lose in attention to masked keys what it saves by computing the prompt once.
         self._row_tokens = settings.max_row_tokens or 6 * int(self.policy.config.hidden_size)
@@ -82,11 +93,12 @@ class Trainer:
         return self.mesh.get_rank() == 0
 
     def step(self, samples: Sequence[TrainSample] | None) -> dict[str, float]:
-        """Train once on the whole batch: rank 0 passes it, the others pass None. Fills the samples' advantages.
+        """Train once on the whole batch: rank 0 passes it, the others pass None. Numbers the samples.
 
         Returns:
-            The step's figures, the same on every rank: see ``StepMetrics.report``, plus grad_norm (mean over
-            updates), lr, samples, skipped_updates, advantage_std, seconds and tokens_per_second.
+            The step's figures, the same on every rank: see ``StepMetrics.report`` and
+            ``learner.experience.collect_experience``, plus grad_norm (mean over updates), critic_grad_norm, lr,
+            critic_lr, samples, skipped_updates, seconds and tokens_per_second.
 
         Raises:
             ValueError: a sample cannot be trained on, or there are fewer samples than minibatches.
@@ -94,38 +106,60 @@ class Trainer:
         started = time.perf_counter()
         if self.leads:
             self._check(samples or [])
-            fill_advantages(samples or [], self.settings.advantage)
         minibatches = [self._lay_out(share) for share in self._cut(samples)]
-        proximal = self._proximal(minibatches)
+        experience = self._look(minibatches)
         metrics = StepMetrics()
-        norms = [self._update(batch, known, metrics) for batch, known in zip(minibatches, proximal, strict=True)]
+        norms = [self._update(minibatch, experience, metrics) for minibatch in minibatches]
         self.steps += 1
-        return self._report(metrics, minibatches, norms, started)
+        report = metrics.report(len(minibatches)) | experience.figures | self._describe_updates(norms)
+        seconds = time.perf_counter() - started
+        return report | {
+            "samples": sum(minibatch.totals.sequences for minibatch in minibatches),
+            "seconds": seconds,
+            "tokens_per_second": report["tokens"] / seconds,
+        }
+
+    # ------------------------------------------------------------------ state
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """See ``Policy.full_state_dict``."""
+        """What actors load: the policy without critic. See ``Policy.full_state_dict``."""
         return self.policy.full_state_dict()
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """Everything a checkpoint keeps as tensors: weights and both Adam moments, as live (sharded) tensors."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.policy.named_shards().items():
-            tensors[f"model.{name}"] = parameter.detach()
-            for moment in ("exp_avg", "exp_avg_sq"):
-                tensors[f"optimizer.{name}.{moment}"] = self.optimizer.state[parameter][moment]
+        """Everything a checkpoint keeps as tensors, live (sharded): weights and Adam moments of policy and critic."""
+        tensors = {f"model.{name}": shard.detach() for name, shard in self.policy.named_shards().items()}
+        tensors |= {f"optimizer.{name}": moment for name, moment in self.optimizer.moments().items()}
+        if self.critic_optimizer is not None:
+            tensors |= {f"critic.{name}": shard.detach() for name, shard in self._critic_shards().items()}
+            tensors |= {f"critic_optimizer.{name}": moment for name, moment in self.critic_optimizer.moments().items()}
         return tensors
 
-    def restore_counters(self, steps: int, updates: int) -> None:
-        """Continue counting from a checkpoint; Adam's own step counter is the number of updates."""
-        self.steps, self.updates = steps, updates
-        for state in self.optimizer.state.values():
-            state["step"].fill_(float(updates))
+    def counters(self) -> tuple[int, int, int]:
+        """Steps, and updates of policy and critic, as ``restore_counters`` takes them."""
+        critic_updates = 0 if self.critic_optimizer is None else self.critic_optimizer.updates
+        return self.steps, self.optimizer.updates, critic_updates
+
+    def restore_counters(self, steps: int, updates: int, critic_updates: int) -> None:
+        """Continue counting from a checkpoint."""
+        self.steps = steps
+        self.optimizer.restore_updates(updates)
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.restore_updates(critic_updates)
+
+    def _critic_shards(self) -> dict[str, nn.Parameter]:
+        if self.critic is not None:
+            return self.critic.named_shards()
+        assert self.policy.value_head is not None
+        return dict(self.policy.value_head.named_parameters(prefix="head"))
+
+    # ------------------------------------------------------------------ the batch
 
     def _check(self, samples: Sequence[TrainSample]) -> None:
         if len(samples) < max(self.settings.minibatches, 1):
             raise ValueError(f"{len(samples)} samples cannot be cut into {self.settings.minibatches} minibatches")
-        for sample in samples:
+        for index, sample in enumerate(samples):
             check_sample(sample, int(self.policy.config.vocab_size))
+            sample.index = index
 
     def _cut(self, samples: Sequence[TrainSample] | None) -> list[list[TrainSample]]:
         """This rank's share of each minibatch. Minibatches are cut before ranks: they do not depend on the ranks."""
@@ -136,7 +170,7 @@ class Trainer:
             parts = partition(shuffled, count)
         return [scatter_samples(part) for part in parts]
 
-    def _lay_out(self, share: Sequence[TrainSample]) -> Minibatch:
+    def _lay_out(self, share: list[TrainSample]) -> Minibatch:
         row_tokens = min(self._row_tokens, self.settings.micro_batch_tokens)
         batches = micro_batches(
             build_rows(share, row_tokens, self.settings.share_prompts), self.settings.micro_batch_tokens
@@ -145,111 +179,106 @@ class Trainer:
         # Every forward pass is a collective operation: ranks with less to do run placeholders.
         (most,) = all_reduce([len(batches)], maximum=True)
         batches += [MicroBatch.placeholder() for _ in range(int(most) - len(batches))]
-        return Minibatch(batches, StepTotals(tokens, sequences))
+        return Minibatch(share, batches, StepTotals(tokens, sequences))
 
-    def _proximal(self, minibatches: Sequence[Minibatch]) -> list[list[Tensor | None]]:
-        """Log-probabilities under the policy at the start of the step, [N] per micro-batch.
+    # ------------------------------------------------------------------ before the updates
 
-        None where the current ones serve: with a single minibatch the first forward pass is the proximal
-            policy.
-        """
-        if len(minibatches) == 1:
-            return [[None] * len(minibatches[0].batches)]
-        return [[self._score(self.policy, batch) for batch in minibatch.batches] for minibatch in minibatches]
+    def _look(self, minibatches: Sequence[Minibatch]) -> Experience:
+        batches = [batch for minibatch in minibatches for batch in minibatch.batches]
+        samples = [sample for minibatch in minibatches for sample in minibatch.samples]
+        return collect_experience(batches, samples, self._score, self.settings)
 
     @torch.no_grad()
-    def _score(self, policy: Policy, batch: MicroBatch) -> Tensor:
-        return policy.response_logprobs(batch.to(policy.device), self.settings.temperature)[0]
-
-    def _update(self, minibatch: Minibatch, proximal: Sequence[Tensor | None], metrics: StepMetrics) -> float:
-        """One optimizer step; returns the gradient norm before clipping."""
-        sharded = cast(FSDPModule, self.policy)
-        for index, (batch, known) in enumerate(zip(minibatch.batches, proximal, strict=True), start=1):
-            sharded.set_requires_gradient_sync(index == len(minibatch.batches))
-            objective = self._objective(batch.to(self.policy.device), known, minibatch.totals, metrics)
-            # FSDP averages gradients over ranks; the weights already divide by the step's totals, so undo
-            # that.
-            torch.autograd.backward(objective * self.mesh.size())
-        norm = _clip_gradients(self.policy.named_shards().values(), self.settings.grad_clip)
-        if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.steps, self.settings)
-            self.optimizer.step()
-            self.updates += 1
-        else:
-            logger.warning("step %d: gradient norm is %s, this update is skipped", self.steps, norm)
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    def _objective(
-        self, batch: MicroBatch, proximal: Tensor | None, totals: StepTotals, metrics: StepMetrics
-    ) -> Tensor:
-        """This micro-batch's share of the step's loss: sum_t w_t (policy_t + kl_coef KL_t - entropy_coef H_t)."""
-        settings = self.settings
-        logprobs, entropy = self.policy.response_logprobs(batch, settings.temperature)
-        terms = PolicyTerms(
-            logprobs, logprobs.detach() if proximal is None else proximal, batch.behaviour, batch.advantages
-        )
-        losses = LOSSES[settings.loss](terms, settings.loss_settings())
-        weights = token_weights(batch.lengths, totals, settings.denominator, settings.max_response_tokens)
-        per_token, kl = losses.losses, torch.zeros_like(entropy)
+    def _score(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """What the models say of one micro-batch, float32 [N] each: only what this step will read."""
+        batch = batch.to(self.policy.device)
+        streams: dict[str, Tensor] = {}
+        if self._scores_policy:
+            scores = self.policy.score(batch, self.settings.temperature)
+            streams[PROXIMAL] = scores.logprobs
+            if scores.values is not None:
+                streams[VALUES] = scores.values
         if self.reference is not None:
-            kl = KL_ESTIMATORS[settings.kl_estimator](logprobs, self._score(self.reference, batch))
-            per_token = per_token + settings.kl_coef * kl
-        if settings.entropy_coef:
-            per_token = per_token - settings.entropy_coef * entropy
-        if batch.responses == 0:
-            return weighted_sum(per_token, torch.zeros_like(weights))
-        objective = weighted_sum(per_token, weights)
-        metrics.add(terms, losses, entropy, kl, weights, objective, settings.importance_cap, batch.input_tokens)
+            streams[REFERENCE] = self.reference.score(batch, self.settings.temperature).logprobs
+        if self.critic is not None:
+            streams[VALUES] = self.critic.values(batch)
+        return streams
+
+    @property
+    def _scores_policy(self) -> bool:
+        """Whether the policy is run once more before the updates.
+
+        With a single minibatch the first forward pass of the update is the proximal policy itself.
+        """
+        settings = self.settings
+        reads_proximal = settings.minibatches > 1 or settings.kl_in == "reward"
+        return (reads_proximal and settings.proximal == "recompute") or settings.critic == "shared"
+
+    # ------------------------------------------------------------------ updates
+
+    def _update(self, minibatch: Minibatch, experience: Experience, metrics: StepMetrics) -> dict[str, float]:
+        """One optimizer step of policy and critic; returns the gradient norms before clipping."""
+        norms: dict[str, float] = {}
+        self._accumulate(self.policy, minibatch, experience, self._policy_objective(minibatch.totals, metrics))
+        if self.steps >= self.settings.critic_warmup_steps:
+            norms["grad_norm"] = self.optimizer.step(self.steps)
+        else:
+            self.optimizer.discard()
+        if self.critic is not None:
+            self._accumulate(self.critic, minibatch, experience, self._critic_objective(minibatch.totals, metrics))
+        if self.critic_optimizer is not None:
+            norms["critic_grad_norm"] = self.critic_optimizer.step(self.steps)
+        return norms
+
+    def _accumulate(
+        self,
+        model: nn.Module,
+        minibatch: Minibatch,
+        experience: Experience,
+        objective: Callable[[MicroBatch, Streams], Tensor],
+    ) -> None:
+        """Add up the gradients of ``objective`` over the micro-batches; ranks exchange them once, at the last."""
+        for index, batch in enumerate(minibatch.batches, start=1):
+            cast(FSDPModule, model).set_requires_gradient_sync(index == len(minibatch.batches))
+            on_device = batch.to(self.policy.device)
+            # FSDP averages gradients over ranks; the objectives already divide by the step's totals, so undo that.
+            torch.autograd.backward(objective(on_device, experience.of(on_device)) * self.mesh.size())
+
+    def _policy_objective(self, totals: StepTotals, metrics: StepMetrics) -> Callable[[MicroBatch, Streams], Tensor]:
+        settings = self.settings
+
+        def objective(batch: MicroBatch, streams: Streams) -> Tensor:
+            scores = self.policy.score(batch, settings.temperature)
+            loss = policy_objective(scores, batch, streams, totals, self.steps, settings, metrics)
+            if scores.values is None:
+                return loss
+            return loss + settings.value_coef * value_objective(
+                scores.values, batch, streams, totals, settings, metrics
+            )
+
         return objective
 
-    def _report(
-        self, metrics: StepMetrics, minibatches: Sequence[Minibatch], norms: Sequence[float], started: float
-    ) -> dict[str, float]:
-        report = metrics.report(len(minibatches))
-        finite = [norm for norm in norms if math.isfinite(norm)]
-        seconds = time.perf_counter() - started
-        return report | {
-            "grad_norm": sum(finite) / len(finite) if finite else math.nan,
-            "skipped_updates": float(len(norms) - len(finite)),
-            "lr": learning_rate(self.steps - 1, self.settings),
-            "samples": sum(minibatch.totals.sequences for minibatch in minibatches),
-            "seconds": seconds,
-            "tokens_per_second": report["tokens"] / seconds,
+    def _critic_objective(self, totals: StepTotals, metrics: StepMetrics) -> Callable[[MicroBatch, Streams], Tensor]:
+        assert self.critic is not None
+        critic = self.critic
+        return lambda batch, streams: value_objective(
+            critic.values(batch), batch, streams, totals, self.settings, metrics
+        )
+
+    def _describe_updates(self, norms: Sequence[dict[str, float]]) -> dict[str, float]:
+        """Mean gradient norms, learning rates, and the number of updates that were left out."""
+        step, settings = self.steps - 1, self.settings
+        figures = {
+            "skipped_updates": float(sum(not math.isfinite(norm) for update in norms for norm in update.values())),
+            "grad_norm": _finite_mean([update["grad_norm"] for update in norms if "grad_norm" in update]),
+            "lr": learning_rate(step, settings.lr, settings),
         }
+        if self.critic_optimizer is not None:
+            figures["critic_grad_norm"] = _finite_mean([update["critic_grad_norm"] for update in norms])
+            figures["critic_lr"] = learning_rate(step, settings.critic_lr, settings)
+        return figures
 
 
-def fill_advantages(samples: Sequence[TrainSample], advantage: str) -> None:
-    """Set ``advantage`` of every sample from the rewards of its group.
-
-    Args:
-        samples: the whole training step, so that every group is complete.
-        advantage: a name in ``learner.advantages.ADVANTAGES``.
-    """
-    rewards = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
-    groups = torch.tensor([sample.group for sample in samples], dtype=torch.int64)
-    for sample, value in zip(samples, ADVANTAGES[advantage](rewards, groups).tolist(), strict=True):
-        sample.advantage = value
-
-
-def _build_optimizer(policy: Policy, settings: TrainerSettings) -> torch.optim.AdamW:
-    """AdamW with its state already there, so that a checkpoint can be loaded into it in place."""
-    parameters = list(policy.named_shards().values())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.adam_epsilon, fused=True)
-    for parameter in parameters:
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=policy.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    return optimizer
-
-
-def _clip_gradients(parameters: Iterable[Tensor], largest: float) -> float:
-    norm = torch.nn.utils.clip_grad_norm_(parameters, largest)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+def _finite_mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan

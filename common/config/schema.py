@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-
-class Section(BaseModel):
-    """A part of the configuration; immutable, and closed against unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+from common.config.algorithm import AlgorithmConfig, check_algorithm
+from common.config.section import Section
 
 
 class RunConfig(Section):
@@ -219,29 +216,6 @@ class SamplingConfig(Section):
     )
 
 
-class AlgorithmConfig(Section):
-    """Advantages, policy loss and regularisers."""
-
-    advantage: Literal["grpo", "grpo_no_std"] = Field(
-        "grpo", description="Group-relative advantage, with or without std"
-    )
-    loss: Literal["ppo_clip", "decoupled_ppo", "tis"] = Field(
-        "decoupled_ppo", description="Policy loss; decoupled_ppo corrects stale samples by a capped weight"
-    )
-    clip_low: float = Field(0.2, ge=0, description="PPO clip below 1")
-    clip_high: float = Field(0.2, ge=0, description="PPO clip above 1 (clip-higher: 0.28)")
-    importance_cap: PositiveFloat = Field(2.0, description="Cap of the behaviour correction weight")
-    kl_coef: float = Field(0.001, ge=0, description="Coefficient of the KL to the reference model; 0: no reference")
-    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="KL estimator (Schulman 2020)")
-    entropy_coef: float = Field(0.0, description="Coefficient of the entropy bonus")
-    denominator: Literal["token_mean", "sequence_mean", "constant"] = Field(
-        "token_mean", description="What the summed token losses of a step are divided by"
-    )
-    filter_zero_variance: bool = Field(
-        True, description="Set groups with equal rewards aside instead of training on them"
-    )
-
-
 class LearnerConfig(Section):
     """The learner: pace, optimizer, checkpoints."""
 
@@ -325,10 +299,6 @@ class Config(Section):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="Tracking")
 
     @model_validator(mode="after")
-    def _groups_need_company(self) -> Config:
-        if self.sampling.group_size < 2:
-            raise ValueError(
-                f"sampling.group_size is {self.sampling.group_size}, but algorithm.advantage="
-                f"{self.algorithm.advantage} compares samples of one prompt: set it to 2 or more"
-            )
+    def _algorithm_fits(self) -> Config:
+        check_algorithm(self.algorithm, self.sampling.group_size, self.learner.steps)
         return self

@@ -210,7 +210,7 @@ def test_a_reward_for_one_token_makes_it_probable(mesh: DeviceMesh, model_dir: P
 def test_a_non_finite_gradient_skips_the_update(
     mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer = Trainer(TrainerSettings(kl_coef=0.0, advantage="grpo_no_std"), model_dir, mesh)
+    trainer = Trainer(TrainerSettings(kl_coef=0.0, advantage="dr_grpo"), model_dir, mesh)
     before = trainer.full_state_dict()
     samples = make_samples()
     samples[0].reward = 1e30  # finite, but the square of its gradient overflows float32
