@@ -170,7 +170,9 @@ def gather_step(
     batches: Sequence[MicroBatch], samples: Sequence[TrainSample], scored: Sequence[Mapping[str, Tensor]]
 ) -> StepSamples:
     """Every rank's samples and scores on every rank, ordered by sample index. All ranks call this together."""
-    shares = [msgspec.msgpack.decode(payload, type=_Share) for payload in gather_bytes(_encode(batches, samples, scored))]
+    shares = [
+        msgspec.msgpack.decode(payload, type=_Share) for payload in gather_bytes(_encode(batches, samples, scored))
+    ]
     integers = np.concatenate([np.frombuffer(share.integers, "<i8") for share in shares]).reshape(-1, 3)
     rewards = np.concatenate([np.frombuffer(share.rewards, "<f8") for share in shares])
     by_index = np.argsort(integers[:, 0])

@@ -90,6 +90,18 @@ def test_an_output_layer_is_tied_or_its_own(mesh: DeviceMesh, tmp_path: Path, ti
     assert greedy(AutoModelForCausalLM.from_pretrained(target)) == greedy(AutoModelForCausalLM.from_pretrained(base))
 
 
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_the_critic_stays_behind(
+    mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker, tmp_path: Path, critic: str
+) -> None:
+    trainer = Trainer(TrainerSettings(lr=0.05, kl_coef=0.0, advantage="gae", critic=critic), model_dir, mesh)
+    trainer.step(make_samples())
+    target = exported(save_checkpoint(trainer, tmp_path / "checkpoints", b""), model_dir, tmp_path / "out")
+    written, policy = load_file(target / "model.safetensors"), trainer.full_state_dict()
+    assert set(written) == set(policy)
+    assert [name for name in written if not torch.equal(written[name], policy[name])] == []
+
+
 def test_a_large_model_is_cut_into_files_with_an_index(
     trainer: Trainer, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
