@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from common.config import Config
-from common.config.schema import Bm25Config, DenseConfig, Section
+from common.config.schema import Bm25Config, DenseConfig
+from common.config.section import Section
 
 logger = logging.getLogger(__name__)
 

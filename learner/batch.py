@@ -45,7 +45,7 @@ class TrainSample:
     reward: float
     group: int
     oldest_version: int
-    advantage: float = 0.0
+    index: int = 0
 
     @property
     def tokens(self) -> int:
@@ -102,7 +102,7 @@ def encode_samples(samples: Sequence[TrainSample]) -> bytes:
         prompt_ids=_pack((sample.prompt_ids for sample in samples), "<i4"),
         response_ids=_pack((sample.response_ids for sample in samples), "<i4"),
         behaviour_logprobs=_pack((sample.behaviour_logprobs for sample in samples), "<f4"),
-        scalars=_pack((np.array([sample.reward, sample.advantage]) for sample in samples), "<f8"),
+        scalars=_pack((np.array([sample.reward, sample.index]) for sample in samples), "<f8"),
         integers=_pack((np.array([sample.group, sample.oldest_version]) for sample in samples), "<i8"),
     )
     return msgspec.msgpack.encode(block)
@@ -127,8 +127,8 @@ def decode_samples(payload: bytes) -> list[TrainSample]:
         strict=True,
     )
     return [
-        TrainSample(prompt, response, logprobs, reward, group, version, advantage)
-        for prompt, response, logprobs, (reward, advantage), (group, version) in columns
+        TrainSample(prompt, response, logprobs, reward, group, version, int(index))
+        for prompt, response, logprobs, (reward, index), (group, version) in columns
     ]
 
 
@@ -215,7 +215,9 @@ class MicroBatch:
     predictors: Tensor
     targets: Tensor
     behaviour: Tensor
-    advantages: Tensor
+    sequences: Tensor
+    versions: Tensor
+    indices: Tensor
     lengths: Tensor
     responses: int
     input_tokens: int
@@ -234,7 +236,6 @@ class MicroBatch:
         ]
         samples = [sample for row in rows for sample in row.samples]
         counts = np.array([len(sample.response_ids) for sample in samples])
-        advantages = np.array([sample.advantage for sample in samples], dtype=np.float32)
         return MicroBatch(
             input_ids=torch.from_numpy(ids),
             position_ids=torch.from_numpy(positions),
@@ -243,7 +244,9 @@ class MicroBatch:
             predictors=torch.from_numpy(np.concatenate(predictors)),
             targets=torch.from_numpy(np.concatenate([sample.response_ids for sample in samples]).astype(np.int64)),
             behaviour=torch.from_numpy(np.concatenate([sample.behaviour_logprobs for sample in samples])),
-            advantages=torch.from_numpy(advantages.repeat(counts)),
+            sequences=torch.from_numpy(np.arange(len(counts)).repeat(counts)),
+            versions=torch.from_numpy(np.array([s.oldest_version for s in samples]).repeat(counts)),
+            indices=torch.from_numpy(np.array([s.index for s in samples])),
             lengths=torch.from_numpy(counts.astype(np.float32).repeat(counts)),
             responses=len(samples),
             input_tokens=sum(row.length for row in rows),

@@ -18,8 +18,8 @@ class ValueHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Hidden states [N, H] of any float dtype -> values float32 [N], in units of the reward."""
-        values: Tensor = self.linear(states.float()).squeeze(-1)
-        return values
+        values: Tensor = self.linear(states.float())
+        return values.sum(-1)  # not squeeze: FSDP hangs its hooks on outputs and warns of views
 
 
 def shard_value_head(head: ValueHead, mesh: DeviceMesh) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from common.config.section import Section
 
@@ -32,8 +32,8 @@ class AlgorithmConfig(Section):
     clip_high: float = Field(0.2, ge=0, description="PPO clip above 1 (clip-higher: 0.28)")
     dual_clip: float | None = Field(None, gt=1, description="Bound of the ratio where the advantage is negative, as 3")
     correction: Correction = Field("truncate", description="Weight of stale samples, from behaviour to proximal policy")
-    importance_low: NonNegativeFloat = Field(0.5, description="correction: mask, sequence_mask: drop weights below it")
-    importance_cap: PositiveFloat = Field(2.0, description="Cap of the correction weight; masks drop what is above it")
+    importance_low: float = Field(0.5, ge=0, le=1, description="correction: mask, sequence_mask: drop weights below it")
+    importance_cap: float = Field(2.0, ge=1, description="Cap of the correction weight; masks drop what is above it")
     kl_coef: float = Field(0.001, ge=0, description="Coefficient of the KL to the reference model; 0: no reference")
     kl_in: Literal["loss", "reward"] = Field("loss", description="KL as part of the loss, or of each token's reward")
     kl_estimator: KlEstimator | None = Field(

@@ -68,6 +68,53 @@ def test_broken_files_give_one_line(tmp_path: Path, text: str, message: str) -> 
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithm.advantage=gae"], r"needs values: set algorithm\.critic=separate"),
+        (["algorithm.critic=shared"], r"grpo reads no values: set algorithm\.critic=none"),
+        (["sampling.group_size=1"], "compares samples of one prompt: set it to 2 or more"),
+        (
+            ["sampling.group_size=1", "algorithm.advantage=reinforce_plus_plus", "algorithm.filter_zero_variance=true"],
+            r"set algorithm\.filter_zero_variance=false",
+        ),
+        (["algorithm.loss=gspo"], r"set algorithm\.denominator=sequence_mean"),
+        (["algorithm.kl_in=reward", "algorithm.kl_coef=0"], "set kl_coef above 0"),
+        (["algorithm.kl_estimator=k1"], "use k2, k3 or k3"),
+        (["algorithm.kl_estimator=k3+", "algorithm.kl_in=reward"], "set k3 or k1"),
+        (["algorithm.critic_warmup_steps=1"], "there is no critic"),
+        (
+            ["algorithm.advantage=gae", "algorithm.critic=shared", "algorithm.critic_warmup_steps=3"],
+            r"leaves none of learner\.steps=3",
+        ),
+        (["algorithm.importance_low=1.5"], r"algorithm\.importance_low"),
+        (["algorithm.importance_cap=0.9"], r"algorithm\.importance_cap"),
+        (["algorithm.dual_clip=1"], r"algorithm\.dual_clip"),
+    ],
+)
+def test_choices_that_do_not_go_together_say_what_to_set(config_file: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as raised:
+        load_config(config_file, overrides)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "filters", "estimator"),
+    [
+        ([], True, "k3"),
+        (["algorithm.filter_zero_variance=false"], False, "k3"),
+        (["algorithm.advantage=gae", "algorithm.critic=separate", "algorithm.kl_in=reward"], False, "k1"),
+        (["algorithm.advantage=reinforce_plus_plus", "sampling.group_size=1"], False, "k3"),
+        (["algorithm.kl_in=reward", "algorithm.kl_estimator=k3"], True, "k3"),
+    ],
+)
+def test_defaults_that_follow_from_other_choices(
+    config_file: Path, overrides: list[str], filters: bool, estimator: str
+) -> None:
+    algorithm = load_config(config_file, overrides).algorithm
+    assert (algorithm.filters_zero_variance, algorithm.chosen_kl_estimator) == (filters, estimator)
+
+
 def test_missing_file_and_malformed_override(config_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read config"):
         load_config(tmp_path / "absent.yaml")

@@ -53,9 +53,9 @@ def main(model_dir: str, output: Path, settings: TrainerSettings) -> None:
     mesh = initialize("cpu")
     check_messages()
     trainer = Trainer(settings, model_dir, mesh)
-    metrics = [trainer.step(random_samples(seed) if trainer.leads else None) for seed in range(3)]
+    metrics = [trainer.step(random_samples(seed) if trainer.leads else None) for seed in range(4)]
     # One sample for two ranks: the other one has nothing but placeholders.
-    metrics.append(trainer.step(random_samples(3, groups=1, size=settings.minibatches) if trainer.leads else None))
+    metrics.append(trainer.step(random_samples(4, groups=1, size=settings.minibatches) if trainer.leads else None))
     save_checkpoint(trainer, output / "checkpoints", b"blob")
     check_failures(trainer, output)
     weights = trainer.full_state_dict()

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.tiny_model import build_tiny_model
 
 SampleMaker = Callable[..., list[TrainSample]]
 SETTINGS = TrainerSettings(lr=0.01, minibatches=2, kl_coef=0.1, warmup_steps=3)
+PPO = replace(SETTINGS, advantage="gae", critic="separate", critic_lr=0.01, critic_warmup_steps=1, kl_in="reward")
 
 
 @pytest.fixture
@@ -42,20 +44,23 @@ def shard_of(folder: Path) -> Path:
     return shard
 
 
+@pytest.mark.parametrize("settings", [SETTINGS, PPO, replace(PPO, critic="shared")], ids=lambda s: s.critic)
 def test_a_resumed_run_is_bit_identical(
-    trainer: Trainer, mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker, tmp_path: Path
+    mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker, tmp_path: Path, settings: TrainerSettings
 ) -> None:
+    trainer = Trainer(settings, model_dir, mesh)
     for step in range(2):
         trainer.step(make_samples(seed=step))
     path = save_checkpoint(trainer, tmp_path, b"the ledger \x00\xff")
     drawn = torch.rand(4)
     expected_metrics = [trainer.step(make_samples(seed=step)) for step in (2, 3)]
-    resumed = Trainer(SETTINGS, model_dir, mesh)
+    resumed = Trainer(settings, model_dir, mesh)
     resumed.step(make_samples(seed=9))  # leaves weights, moments and counters that all have to go
     assert load_checkpoint(resumed, path) == b"the ledger \x00\xff"
     assert torch.equal(torch.rand(4), drawn)
     metrics = [resumed.step(make_samples(seed=step)) for step in (2, 3)]
-    assert (resumed.steps, resumed.updates) == (trainer.steps, trainer.updates) == (4, 8)
+    critic_updates = 0 if settings.critic == "none" else 8
+    assert resumed.counters() == trainer.counters() == (4, 8 - 2 * settings.critic_warmup_steps, critic_updates)
     for ours, theirs in zip(metrics, expected_metrics, strict=True):
         assert ours | {"seconds": 0, "tokens_per_second": 0} == theirs | {"seconds": 0, "tokens_per_second": 0}
     assert_identical(everything(resumed), everything(trainer))
@@ -155,6 +160,14 @@ def test_a_checkpoint_of_another_model_is_refused(trainer: Trainer, mesh: Device
     other = Trainer(SETTINGS, build_tiny_model(tmp_path / "other", vocab=600), mesh)
     with pytest.raises(CheckpointError, match="does not fit this model"):
         load_checkpoint(other, path)
+
+
+def test_a_critic_cannot_be_resumed_from_a_run_without_one(
+    trainer: Trainer, mesh: DeviceMesh, model_dir: Path, tmp_path: Path
+) -> None:
+    path = save_checkpoint(trainer, tmp_path, b"")
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        load_checkpoint(Trainer(PPO, model_dir, mesh), path)
 
 
 def test_a_checkpoint_holds_no_pickle(trainer: Trainer, tmp_path: Path) -> None:

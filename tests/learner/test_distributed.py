@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -38,17 +38,25 @@ def run_two_ranks(model_dir: Path, output: Path, settings: TrainerSettings) -> N
     assert done.returncode == 0, done.stderr
 
 
+# A large epsilon keeps Adam from turning rounding differences of tiny gradients into full steps.
+GRPO = TrainerSettings(lr=0.1, adam_epsilon=0.1, kl_coef=0.1, micro_batch_tokens=64)
+PPO = replace(GRPO, advantage="gae", critic="separate", critic_lr=0.1, kl_in="reward", kl_estimator="k1", minibatches=2)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("minibatches", [1, 2])
+@pytest.mark.parametrize(
+    "settings",
+    [GRPO, PPO, replace(PPO, critic="shared", minibatches=1), replace(GRPO, minibatches=2, proximal="loglinear")],
+    ids=["grpo", "gae-separate", "gae-shared", "grpo-loglinear"],
+)
 def test_two_ranks_train_like_one_and_share_checkpoints(
-    mesh: DeviceMesh, model_dir: Path, tmp_path: Path, make_samples: SampleMaker, minibatches: int
+    mesh: DeviceMesh, model_dir: Path, tmp_path: Path, make_samples: SampleMaker, settings: TrainerSettings
 ) -> None:
-    # A large epsilon keeps Adam from turning rounding differences of tiny gradients into full steps.
-    settings = TrainerSettings(lr=0.1, adam_epsilon=0.1, kl_coef=0.1, micro_batch_tokens=64, minibatches=minibatches)
+    minibatches = settings.minibatches
     run_two_ranks(model_dir, tmp_path, settings)
     alone = Trainer(settings, model_dir, mesh)
-    expected = [alone.step(make_samples(seed)) for seed in range(3)]
-    expected.append(alone.step(make_samples(3, groups=1, size=minibatches)))
+    expected = [alone.step(make_samples(seed)) for seed in range(4)]
+    expected.append(alone.step(make_samples(4, groups=1, size=minibatches)))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for ours, theirs in zip(metrics, expected, strict=True):
         for name in set(theirs) - LAYOUT_METRICS:
@@ -62,7 +70,7 @@ def test_two_ranks_train_like_one_and_share_checkpoints(
     assert newest is not None
     fresh = Trainer(settings, model_dir, mesh)
     assert load_checkpoint(fresh, newest) == b"blob"
-    assert (fresh.steps, fresh.updates) == (4, 4 * minibatches)
+    assert fresh.counters()[:2] == (5, 5 * minibatches)
     for name, tensor in fresh.full_state_dict().items():
         assert torch.equal(tensor, weights[name]), name
     restored, trained = fresh.named_tensors(), alone.named_tensors()

@@ -48,7 +48,7 @@ def scores_by_sample(
     rows = sorted(build_rows(samples, 40, share), key=lambda row: -row.length)
     order = [place[id(sample)] for row in rows for sample in row.samples]
     with torch.no_grad():
-        scored = [policy.response_logprobs(batch, temperature) for batch in micro_batches(rows, 60)]
+        scored = [policy.score(batch, temperature)[:2] for batch in micro_batches(rows, 60)]
     lengths = [len(samples[index].response_ids) for index in order]
     logprobs = torch.cat([logprobs for logprobs, _ in scored]).split(lengths)
     entropies = torch.cat([entropy for _, entropy in scored]).split(lengths)
@@ -80,7 +80,7 @@ def test_the_output_layer_sees_response_positions_only(
     head = policy.causal_lm.get_output_embeddings()
     handle = head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[0]))
     batch = MicroBatch.from_rows(build_rows(make_samples(), 100))
-    policy.response_logprobs(batch, 1.0)
+    policy.score(batch, 1.0)
     handle.remove()
     assert seen == [batch.tokens]
 
@@ -118,8 +118,8 @@ def test_bfloat16_compute_is_close_and_keeps_float32_weights(
     lower = load_policy(model_dir, mesh, compute_dtype="bfloat16")
     batch = MicroBatch.from_rows(build_rows(make_samples(), 100))
     with torch.no_grad():
-        exact, _ = policy.response_logprobs(batch, 1.0)
-    approximate, _ = lower.response_logprobs(batch, 1.0)
+        exact = policy.score(batch, 1.0).logprobs
+    approximate = lower.score(batch, 1.0).logprobs
     assert approximate.dtype == torch.float32
     assert 0 < float((exact - approximate.detach()).abs().mean()) < 0.1
     # The forward pass above left the gathered bfloat16 weights in place; what is saved must not be those.
@@ -133,10 +133,10 @@ def test_scoring_sees_weights_that_changed_after_the_last_scoring(
     changing = load_policy(model_dir, mesh)
     batch = MicroBatch.from_rows(build_rows(make_samples(), 100))
     with torch.no_grad():
-        before, _ = changing.response_logprobs(batch, 1.0)
+        before = changing.score(batch, 1.0).logprobs
         for shard in changing.named_shards().values():
             shard.mul_(0.9)
-        after, _ = changing.response_logprobs(batch, 1.0)
+        after = changing.score(batch, 1.0).logprobs
     assert float((before - after).abs().min()) > 0
 
 

@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM
 
 from learner.batch import TrainSample
-from learner.settings import TrainerSettings, learning_rate
-from learner.trainer import Trainer, fill_advantages
+from learner.settings import TrainerSettings
+from learner.trainer import Trainer
 
 SampleMaker = Callable[..., list[TrainSample]]
 # A large epsilon makes Adam's update nearly proportional to the gradient, so that weights show gradient
@@ -41,6 +41,16 @@ def assert_same_weights(first: dict[str, Tensor], second: dict[str, Tensor], tol
         assert difference <= tolerance, f"{name} differs by {difference}"
 
 
+def standardised_in_groups(samples: list[TrainSample]) -> list[float]:
+    members: dict[int, list[float]] = {}
+    for sample in samples:
+        members.setdefault(sample.group, []).append(sample.reward)
+    return [
+        (sample.reward - float(np.mean(members[sample.group]))) / (float(np.std(members[sample.group])) + 1e-6)
+        for sample in samples
+    ]
+
+
 def reference_objective(
     model: torch.nn.Module, frozen: torch.nn.Module, samples: list[TrainSample], settings: TrainerSettings
 ) -> Tensor:
@@ -48,7 +58,7 @@ def reference_objective(
     code.
     """
     total = torch.zeros(())
-    for sample in samples:
+    for sample, advantage in zip(samples, standardised_in_groups(samples), strict=True):
         prompt = torch.from_numpy(sample.prompt_ids).long()
         response = torch.from_numpy(sample.response_ids).long()
         ids = torch.cat([prompt, response])[None]
@@ -62,7 +72,7 @@ def reference_objective(
         difference = picked - anchor
         kl = (-difference).exp() - 1 + difference
         entropy = -(table.exp() * table).sum(-1)
-        per_token = -weight * ratio * sample.advantage + settings.kl_coef * kl - settings.entropy_coef * entropy
+        per_token = -weight * ratio * advantage + settings.kl_coef * kl - settings.entropy_coef * entropy
         total = total + per_token.mean() / len(samples)
     return total
 
@@ -91,7 +101,6 @@ def test_a_step_is_the_step_of_plain_pytorch(mesh: DeviceMesh, model_dir: Path, 
     for step in range(2):
         samples = make_samples(seed=step)
         metrics = trainer.step(samples)
-        fill_advantages(samples, "grpo")
         objective = reference_objective(model, frozen, samples, settings)
         optimizer.zero_grad()
         objective.backward()
@@ -144,7 +153,7 @@ def test_minibatches_move_away_from_a_fixed_proximal_policy(
     assert (single["ratio_max"], single["clip_fraction"]) == (1.0, 0.0)
     assert metrics["ratio_max"] > 1.05
     assert metrics["clip_fraction"] > 0
-    assert several.updates == 3
+    assert several.optimizer.updates == 3
     # The mismatch is measured against the proximal policy, which is the same in both runs.
     assert metrics["mismatch_kl"] == pytest.approx(single["mismatch_kl"], rel=1e-4)
     assert metrics["tokens"] == single["tokens"]
@@ -182,31 +191,6 @@ def test_behaviour_equal_to_the_policy_shows_no_mismatch(
     assert metrics["ess"] == pytest.approx(1.0, abs=1e-4)
 
 
-def test_a_reward_for_one_token_makes_it_probable(mesh: DeviceMesh, model_dir: Path) -> None:
-    wanted, prompt = 7, np.array([5, 6, 9], dtype=np.int32)
-    settings = TrainerSettings(lr=0.01, kl_coef=0.0, weight_decay=0.0)
-    trainer = Trainer(settings, model_dir, mesh)
-    plain = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    shares = []
-    for _ in range(12):
-        plain.load_state_dict(trainer.full_state_dict(), strict=False)
-        with torch.no_grad():
-            table = plain(torch.from_numpy(prompt).long()[None]).logits[0, -1].log_softmax(-1)
-        # Half of the samples explore uniformly: the importance weights have to make up for it.
-        behaviour = (0.5 * table.exp() + 0.5 / 512).log()
-        tokens = torch.multinomial(behaviour.exp(), 256, replacement=True, generator=generator)
-        tokens[0] = wanted
-        samples = [
-            TrainSample(prompt, token[None].int().numpy(), behaviour[token][None].numpy(), reward, 0, 0)
-            for token, reward in zip(tokens, (tokens == wanted).float().tolist(), strict=True)
-        ]
-        trainer.step(samples)
-        shares.append(float(table[wanted].exp()))
-    assert shares[0] < 0.05
-    assert shares[-1] > 0.9
-
-
 def test_a_non_finite_gradient_skips_the_update(
     mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,7 +199,7 @@ def test_a_non_finite_gradient_skips_the_update(
     samples = make_samples()
     samples[0].reward = 1e30  # finite, but the square of its gradient overflows float32
     metrics = trainer.step(samples)
-    assert (metrics["skipped_updates"], trainer.updates, trainer.steps) == (1.0, 0, 1)
+    assert (metrics["skipped_updates"], trainer.optimizer.updates, trainer.steps) == (1.0, 0, 1)
     assert "this update is skipped" in caplog.text
     assert_same_weights(trainer.full_state_dict(), before, tolerance=0.0)
 
@@ -230,34 +214,3 @@ def test_too_few_samples_and_foreign_tokens_are_refused(
     samples[1].response_ids = samples[1].response_ids + np.int32(600)
     with pytest.raises(ValueError, match="outside the vocabulary of 512"):
         trainer.step(samples)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]),
-        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4]),
-    ],
-)
-def test_learning_rate(schedule: str, expected: list[float]) -> None:
-    settings = TrainerSettings(lr=2.0, warmup_steps=4, total_steps=8, lr_schedule=schedule)
-    rates = [learning_rate(step, settings) / 2.0 for step in range(8)]
-    assert rates == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"loss": "ppo"}, "unknown loss 'ppo': choose one of ppo_clip, decoupled_ppo"),
-        ({"advantage": "gae"}, "unknown advantage 'gae'"),
-        ({"lr": 0.0}, "lr must be positive"),
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"kl_coef": -1.0}, "kl_coef must not be negative"),
-        ({"lr_schedule": "linear"}, "needs total_steps"),
-        ({"clip_low": 2.0}, "clip_low"),
-    ],
-)
-def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainerSettings(**changes)

@@ -1,0 +1,107 @@
+"""PPO with a critic as one writes it for one sample at a time: no packing, no streams, none of the learner's formulas."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from learner.batch import TrainSample
+from learner.settings import TrainerSettings
+
+
+class PlainPPO:
+    """Clipped PPO, GAE whitened over the step, KL k1 in the reward, clipped value loss, AdamW without weight decay."""
+
+    def __init__(self, settings: TrainerSettings, model_dir: Path) -> None:
+        self.settings = settings
+        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        self.frozen = copy.deepcopy(self.model)
+        self.backbone = self.model.model if settings.critic == "shared" else copy.deepcopy(self.model.model)
+        self.head = nn.Linear(self.model.config.hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        critic = list(self.head.parameters())
+        if settings.critic == "separate":
+            critic += list(self.backbone.parameters())
+        self.optimizers = [
+            self._adam(list(self.model.parameters()), settings.lr),
+            self._adam(critic, settings.critic_lr),
+        ]
+
+    def step(self, samples: Sequence[TrainSample], minibatches: Sequence[Sequence[int]]) -> None:
+        """Train on ``samples``; ``minibatches`` says which ones each update reads, by place."""
+        with torch.no_grad():
+            old = [self._logprobs(self.model, sample) for sample in samples]
+            values = [self._values(sample) for sample in samples]
+            rewards = []
+            for sample, logprobs in zip(samples, old, strict=True):
+                reward = -self.settings.kl_coef * (logprobs - self._logprobs(self.frozen, sample))
+                reward[-1] += sample.reward
+                rewards.append(reward)
+        raw = [self._gae(reward, value) for reward, value in zip(rewards, values, strict=True)]
+        every = torch.cat(raw)
+        mean, std = every.mean(), every.std(correction=0)
+        for chosen in minibatches:
+            self._update(samples, old, values, raw, mean, std, chosen)
+
+    def _gae(self, rewards: Tensor, values: Tensor) -> Tensor:
+        advantages = torch.zeros_like(rewards)
+        following_advantage = following_value = 0.0
+        for t in reversed(range(len(rewards))):
+            delta = float(rewards[t]) + self.settings.gamma * following_value - float(values[t])
+            following_advantage = delta + self.settings.gamma * self.settings.gae_lambda * following_advantage
+            following_value = float(values[t])
+            advantages[t] = following_advantage
+        return advantages
+
+    def _update(
+        self,
+        samples: Sequence[TrainSample],
+        old: Sequence[Tensor],
+        values: Sequence[Tensor],
+        raw: Sequence[Tensor],
+        mean: Tensor,
+        std: Tensor,
+        chosen: Sequence[int],
+    ) -> None:
+        settings = self.settings
+        assert settings.value_clip is not None
+        tokens = sum(len(samples[i].response_ids) for i in chosen)
+        policy_loss = value_loss = torch.zeros(())
+        for i in chosen:
+            advantages = (raw[i] - mean) / (std + 1e-6)
+            ratio = (self._logprobs(self.model, samples[i]) - old[i]).exp()
+            clipped = ratio.clip(1 - settings.clip_low, 1 + settings.clip_high)
+            policy_loss = policy_loss + torch.max(-advantages * ratio, -advantages * clipped).sum() / tokens
+            returns, now = raw[i] + values[i], self._values(samples[i])
+            near = values[i] + (now - values[i]).clip(-settings.value_clip, settings.value_clip)
+            squares = torch.max((now - returns) ** 2, (near - returns) ** 2)
+            value_loss = value_loss + 0.5 * squares.sum() / tokens
+        loss = policy_loss + value_loss * (settings.value_coef if settings.critic == "shared" else 1.0)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in self.optimizers:
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.grad_clip)
+            optimizer.step()
+
+    def _logprobs(self, model: nn.Module, sample: TrainSample) -> Tensor:
+        table = model(_ids(sample)).logits[0, len(sample.prompt_ids) - 1 : -1].log_softmax(-1)
+        return table.gather(1, torch.from_numpy(sample.response_ids).long()[:, None])[:, 0]
+
+    def _values(self, sample: TrainSample) -> Tensor:
+        states = self.backbone(_ids(sample)).last_hidden_state[0, len(sample.prompt_ids) - 1 : -1]
+        values: Tensor = self.head(states)[:, 0]
+        return values
+
+    def _adam(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=lr, eps=self.settings.adam_epsilon, weight_decay=0.0)
+
+
+def _ids(sample: TrainSample) -> Tensor:
+    return torch.cat([torch.from_numpy(sample.prompt_ids), torch.from_numpy(sample.response_ids)]).long()[None]
