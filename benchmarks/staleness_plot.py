@@ -39,7 +39,8 @@ def draw_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
     age.plot(range(len(bounds)), bounds, color=QUIET, linestyle=(0, (5, 3)), linewidth=1.2)
     _finish(recall, bounds, "Held-out recall, 95 % interval over requests")
     _finish(seconds, bounds, "Seconds per step")
-    _finish(age, bounds, "Age of trained tokens: mean, oldest (dotted), bound (dashed)")
+    _finish(age, bounds, "Age of trained tokens (versions)")
+    age.set_ylabel("solid: mean, dotted: oldest, dashed: bound")
     recall.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
@@ -49,6 +50,7 @@ def _finish(axes: Axes, bounds: Sequence[int], title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xticks(range(len(bounds)), [str(bound) for bound in bounds])
     axes.set_xlabel("max_staleness (policy versions)")
+    axes.set_xlim(-0.3, len(bounds) - 0.7)
     axes.set_ylim(bottom=0.0)
     axes.grid(axis="y", color=PALE, linewidth=0.8)
     for side in ("top", "right"):

@@ -52,9 +52,9 @@ def test_ages_count_once_the_pipeline_is_full(tmp_path: Path) -> None:
         log.log(step, {"timing/step_s": 2.0, "staleness/mean": age / 2, "staleness/max": age})
     rows = [HeldoutRow("a", "request", "", "q", 0.25), HeldoutRow("b", "request", "", "q", 0.75)]
     write_heldout(tmp_path / "heldout" / "trained.json", HeldoutResult(5, rows))
-    summary = {"heldout_recall_start": 0.1, "max_staleness_seen": 2, "trained_samples": 320}
+    summary = {"heldout_recall_start": 0.1, "max_staleness_seen": 2, "trained_samples": 320, "wall_s": 61.23}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    assert digest(tmp_path, "tis", 2, 7, 61.23) == Cell("tis", 2, 7, [0.25, 0.75], 0.1, 61.2, 2.0, 1.0, 2.0, 2, 320)
+    assert digest(tmp_path, "tis", 2, 7) == Cell("tis", 2, 7, [0.25, 0.75], 0.1, 61.2, 2.0, 1.0, 2.0, 2, 320)
 
 
 def test_finished_cells_are_kept_for_the_same_settings_only(tmp_path: Path) -> None:
