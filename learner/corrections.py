@@ -30,7 +30,7 @@ def truncate(log_ratios: Tensor, sequences: Tensor, low: float, cap: float) -> T
 
 
 def mask(log_ratios: Tensor, sequences: Tensor, low: float, cap: float) -> Tensor:
-    """rho_t where low <= rho_t <= cap, else 0 (IcePop, hijkzzz.notion.site/online-ice-pop; 0.5 and 5 there)."""
+    """rho_t where low <= rho_t <= cap, else 0 (IcePop; 0.5 and 5 in NeMo-RL)."""
     ratios = bounded_exp(log_ratios)
     return torch.where((ratios >= low) & (ratios <= cap), ratios, 0.0)
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore, ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from learner.batch import TrainSample, decode_samples, encode_samples, partition
+from learner.balance import CostModel, partition
+from learner.samples import TrainSample, decode_samples, encode_samples
 
 # A rank may wait this long for the next batch: an outage of a search engine must not kill the learner.
 DEFAULT_TIMEOUT = timedelta(days=7)
@@ -116,8 +117,8 @@ def all_reduce(values: Sequence[float], maximum: bool = False) -> list[float]:
     return [float(value) for value in reduced]
 
 
-def scatter_samples(samples: Sequence[TrainSample] | None) -> list[TrainSample]:
-    """This rank's share, balanced by tokens, of the samples that rank 0 holds; the other ranks pass None.
+def scatter_samples(samples: Sequence[TrainSample] | None, cost: CostModel) -> list[TrainSample]:
+    """This rank's share, balanced by cost, of the samples that rank 0 holds; the other ranks pass None.
 
     Raises:
         ValueError: rank 0 passed None.
@@ -126,4 +127,4 @@ def scatter_samples(samples: Sequence[TrainSample] | None) -> list[TrainSample]:
     if world_size == 1 and samples is not None:
         return list(samples)
     received = decode_samples(broadcast_bytes(None if samples is None else encode_samples(samples)))
-    return partition(received, world_size)[dist.get_rank()]
+    return partition(received, world_size, cost)[dist.get_rank()]

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.advantages import ADVANTAGES, StepRewards
-from learner.batch import MicroBatch, TrainSample
+from learner.batch import MicroBatch
 from learner.distributed import gather_bytes
 from learner.losses import KL_ESTIMATORS
+from learner.samples import TrainSample
 from learner.settings import TrainerSettings
 
 # The per-token streams that models provide.

@@ -23,12 +23,12 @@ from common.tasks import Row, Task
 from common.tracking.dispositions_log import TRAINED
 from common.tracking.heldout import write_heldout
 from common.tracking.tracker import Tracker
-from learner.batch import TrainSample
 from learner.connection import LearnerConnection
 from learner.evaluation import Evaluation
 from learner.fleet_figures import FleetFigures
 from learner.ledger import LedgerState, TicketLedger
 from learner.prompts import PromptStream
+from learner.samples import TrainSample
 from learner.snapshot import write_snapshot
 from learner.step_record import describe_groups, is_zero_variance, train_samples
 from learner.team import Team

@@ -40,11 +40,9 @@ def policy_objective(
     settings: TrainerSettings,
     metrics: StepMetrics,
 ) -> Tensor:
-    """sum_t w_t (policy_t + kl_coef KL_t - entropy_coef H_t), a scalar with a gradient.
+    """sum_t w_t (policy_t + kl_coef KL_t - entropy_coef H_t), a scalar with the gradient of ``scores``.
 
-    Args:
-        scores: the policy's, now, with a gradient.
-        version: the policy version that the step started from.
+    ``version`` is the policy version that the step started from.
     """
     terms = policy_terms(scores.logprobs, batch, streams, version, settings)
     losses = LOSSES[settings.loss](terms, settings.loss_settings())

@@ -1,7 +1,7 @@
 """The policy: a Hugging Face causal language model, sharded with FSDP2, that scores responses.
 
 Only the hidden states that predict a response token go through the output layer, so no [batch, sequence,
-vocabulary] tensor ever exists for prompt or padding positions.
+vocabulary] tensor ever exists for prompt positions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from learner.attention import PACKED, prepare_layout
 from learner.batch import MicroBatch
 from learner.value_head import ValueHead, shard_value_head
 
@@ -143,10 +144,10 @@ def predicting_states(backbone: Any, batch: MicroBatch) -> Tensor:
     hidden = backbone(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
-        attention_mask=batch.attention_mask(),
+        packed=prepare_layout(batch.layout, batch.input_ids.device),
         use_cache=False,
     ).last_hidden_state
-    predicting: Tensor = hidden.flatten(0, 1).index_select(0, batch.predictors)
+    predicting: Tensor = hidden[0].index_select(0, batch.predictors)
     return predicting
 
 
@@ -206,7 +207,7 @@ def read_causal_lm(model_dir: str | Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=torch.float32,
-        attn_implementation="sdpa",
+        attn_implementation=PACKED,
         local_files_only=True,
         use_safetensors=True,
     )

@@ -43,8 +43,7 @@ class TrainerSettings:
         value_clip: see ``learner.losses.value_loss``; None for no clip.
         value_coef: weight of the value loss where the critic is shared.
         minibatches: optimizer steps per training step.
-        micro_batch_tokens: padded tokens per forward pass.
-        max_row_tokens: longest row of several responses; 0 chooses from the model's width, see ``Trainer``.
+        micro_batch_tokens: input tokens per forward pass; a sample that is longer has one to itself.
         share_prompts: compute the prompt of a group once instead of once per response.
         temperature: sampling temperature of the behaviour policy.
         compute_dtype: "float32" or "bfloat16"; master weights are float32 either way.
@@ -83,7 +82,6 @@ class TrainerSettings:
     value_coef: float = 0.1
     minibatches: int = 1
     micro_batch_tokens: int = 16384
-    max_row_tokens: int = 0
     share_prompts: bool = True
     temperature: float = 1.0
     compute_dtype: str = "float32"
@@ -145,7 +143,7 @@ _POSITIVE = (
     "micro_batch_tokens",
     "max_response_tokens",
 )
-_NOT_NEGATIVE = ("weight_decay", "warmup_steps", "critic_warmup_steps", "kl_coef", "max_row_tokens")
+_NOT_NEGATIVE = ("weight_decay", "warmup_steps", "critic_warmup_steps", "kl_coef")
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common import messages as m
 from common.scores import InvalidOutput
-from learner.batch import TrainSample
+from learner.samples import TrainSample
 
 LENGTHS = {"length/think": "think_words", "length/query": "query_words"}
 
@@ -31,13 +32,20 @@ def train_samples(group: m.ScoredGroup) -> list[TrainSample]:
                 prompt_ids=group.rollout.prompt_ids,
                 response_ids=group.rollout.token_ids[start:end],
                 behaviour_logprobs=group.rollout.logprobs[start:end],
+                versions=token_versions(header),
                 reward=score.reward,
                 group=group.ticket.ticket_id,
-                oldest_version=min((span.version for span in header.spans), default=0),
             )
         )
         start = end
     return samples
+
+
+def token_versions(header: m.SampleHeader) -> NDArray[np.int32]:
+    """int32 [T]: the policy version that drew each token of a sample."""
+    versions = np.array([span.version for span in header.spans], dtype=np.int32)
+    lengths = np.array([span.end - span.start for span in header.spans], dtype=np.int64)
+    return versions.repeat(lengths)
 
 
 def staleness_histogram(groups: Sequence[m.ScoredGroup], version: int) -> Counter[int]:

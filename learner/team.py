@@ -11,9 +11,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from learner.batch import TrainSample
 from learner.checkpoint_writer import CheckpointWriter
 from learner.distributed import broadcast_bytes
+from learner.samples import TrainSample
 from learner.trainer import Trainer
 
 

@@ -19,15 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
-from learner.batch import (
-    MicroBatch,
-    TrainSample,
-    build_rows,
-    check_sample,
-    micro_batches,
-    partition,
-    shuffle_groups,
-)
+from learner.balance import CostModel, partition, shuffle_groups
+from learner.batch import MicroBatch, build_rows, micro_batches
 from learner.critic import Critic, load_critic
 from learner.distributed import all_reduce, scatter_samples
 from learner.experience import PROXIMAL, REFERENCE, VALUES, Experience, Streams, collect_experience
@@ -35,6 +28,7 @@ from learner.losses import StepTotals
 from learner.objective import policy_objective, value_objective
 from learner.optimizer import Optimizer, learning_rate
 from learner.policy import Policy, load_policy
+from learner.samples import TrainSample, check_sample
 from learner.settings import TrainerSettings
 from learner.step_metrics import StepMetrics
 
@@ -83,9 +77,7 @@ class Trainer:
         if settings.critic != "none":
             self.critic_optimizer = Optimizer(self._critic_shards(), settings.critic_lr, settings)
         self.steps = 0
-        # Attention costs 4 S H per token and layer, the linear layers about 24 H^2: beyond S = 6 H a shared
-        # row would lose in attention to masked keys what it saves by computing the prompt once.
-        self._row_tokens = settings.max_row_tokens or 6 * int(self.policy.config.hidden_size)
+        self._cost = CostModel.of_model(self.policy.config, settings.share_prompts)
 
     @property
     def leads(self) -> bool:
@@ -167,14 +159,12 @@ class Trainer:
         parts: Sequence[Sequence[TrainSample] | None] = [None] * count
         if self.leads and samples is not None:
             shuffled = shuffle_groups(samples, (self.settings.seed, self.steps)) if count > 1 else samples
-            parts = partition(shuffled, count)
-        return [scatter_samples(part) for part in parts]
+            parts = partition(shuffled, count, self._cost)
+        return [scatter_samples(part, self._cost) for part in parts]
 
     def _lay_out(self, share: list[TrainSample]) -> Minibatch:
-        row_tokens = min(self._row_tokens, self.settings.micro_batch_tokens)
-        batches = micro_batches(
-            build_rows(share, row_tokens, self.settings.share_prompts), self.settings.micro_batch_tokens
-        )
+        budget = self.settings.micro_batch_tokens
+        batches = micro_batches(build_rows(share, budget, self.settings.share_prompts), budget)
         tokens, sequences = all_reduce([sum(len(sample.response_ids) for sample in share), len(share)])
         # Every forward pass is a collective operation: ranks with less to do run placeholders.
         (most,) = all_reduce([len(batches)], maximum=True)
@@ -219,13 +209,13 @@ class Trainer:
     def _update(self, minibatch: Minibatch, experience: Experience, metrics: StepMetrics) -> dict[str, float]:
         """One optimizer step of policy and critic; returns the gradient norms before clipping."""
         norms: dict[str, float] = {}
-        self._accumulate(self.policy, minibatch, experience, self._policy_objective(minibatch.totals, metrics))
+        self._accumulate(self.policy, self._policy_loss, minibatch, experience, metrics)
         if self.steps >= self.settings.critic_warmup_steps:
             norms["grad_norm"] = self.optimizer.step(self.steps)
         else:
             self.optimizer.discard()
         if self.critic is not None:
-            self._accumulate(self.critic, minibatch, experience, self._critic_objective(minibatch.totals, metrics))
+            self._accumulate(self.critic, self._critic_loss, minibatch, experience, metrics)
         if self.critic_optimizer is not None:
             norms["critic_grad_norm"] = self.critic_optimizer.step(self.steps)
         return norms
@@ -233,37 +223,30 @@ class Trainer:
     def _accumulate(
         self,
         model: nn.Module,
+        loss: Callable[[MicroBatch, Streams, StepTotals, StepMetrics], Tensor],
         minibatch: Minibatch,
         experience: Experience,
-        objective: Callable[[MicroBatch, Streams], Tensor],
+        metrics: StepMetrics,
     ) -> None:
-        """Add up the gradients of ``objective`` over the micro-batches; ranks exchange them once, at the last."""
+        """Add up the gradients of ``loss`` over the micro-batches; ranks exchange them once, at the last."""
         for index, batch in enumerate(minibatch.batches, start=1):
             cast(FSDPModule, model).set_requires_gradient_sync(index == len(minibatch.batches))
             on_device = batch.to(self.policy.device)
-            # FSDP averages gradients over ranks; the objectives already divide by the step's totals, so undo that.
-            torch.autograd.backward(objective(on_device, experience.of(on_device)) * self.mesh.size())
+            share = loss(on_device, experience.of(on_device), minibatch.totals, metrics)
+            # FSDP averages gradients over ranks; the losses already divide by the step's totals, so undo that.
+            torch.autograd.backward(share * self.mesh.size())
 
-    def _policy_objective(self, totals: StepTotals, metrics: StepMetrics) -> Callable[[MicroBatch, Streams], Tensor]:
+    def _policy_loss(self, batch: MicroBatch, streams: Streams, totals: StepTotals, metrics: StepMetrics) -> Tensor:
         settings = self.settings
+        scores = self.policy.score(batch, settings.temperature)
+        loss = policy_objective(scores, batch, streams, totals, self.steps, settings, metrics)
+        if scores.values is None:
+            return loss
+        return loss + settings.value_coef * value_objective(scores.values, batch, streams, totals, settings, metrics)
 
-        def objective(batch: MicroBatch, streams: Streams) -> Tensor:
-            scores = self.policy.score(batch, settings.temperature)
-            loss = policy_objective(scores, batch, streams, totals, self.steps, settings, metrics)
-            if scores.values is None:
-                return loss
-            return loss + settings.value_coef * value_objective(
-                scores.values, batch, streams, totals, settings, metrics
-            )
-
-        return objective
-
-    def _critic_objective(self, totals: StepTotals, metrics: StepMetrics) -> Callable[[MicroBatch, Streams], Tensor]:
+    def _critic_loss(self, batch: MicroBatch, streams: Streams, totals: StepTotals, metrics: StepMetrics) -> Tensor:
         assert self.critic is not None
-        critic = self.critic
-        return lambda batch, streams: value_objective(
-            critic.values(batch), batch, streams, totals, self.settings, metrics
-        )
+        return value_objective(self.critic.values(batch), batch, streams, totals, self.settings, metrics)
 
     def _describe_updates(self, norms: Sequence[dict[str, float]]) -> dict[str, float]:
         """Mean gradient norms, learning rates, and the number of updates that were left out."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from common.config import Config, ConfigError, load_config, to_yaml
 from common.config.reference import reference
@@ -113,6 +115,29 @@ def test_defaults_that_follow_from_other_choices(
 ) -> None:
     algorithm = load_config(config_file, overrides).algorithm
     assert (algorithm.filters_zero_variance, algorithm.chosen_kl_estimator) == (filters, estimator)
+
+
+def published_algorithms() -> dict[str, dict[str, dict[str, object]]]:
+    """The rows of the table in docs/algorithms.md as sections of a configuration, by the algorithm's name."""
+    page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
+    table = page.split("## Published algorithms as configs")[1].split("##")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ") and "`" in line]
+    algorithms: dict[str, dict[str, dict[str, object]]] = {}
+    for name, settings in rows:
+        sections = algorithms.setdefault(name.strip(), {"algorithm": {}, "learner": {}, "sampling": {}})
+        for span in re.findall(r"`([^`]*: [^`]*)`", settings):
+            for key, value in yaml.safe_load("{" + span + "}").items():
+                (section,) = (title for title in sections if key in Config.model_fields[title].annotation.model_fields)
+                sections[section][key] = value
+    return algorithms
+
+
+@pytest.mark.parametrize("sections", published_algorithms().values(), ids=published_algorithms().keys())
+def test_the_published_algorithms_of_the_docs_are_valid(sections: dict[str, dict[str, object]]) -> None:
+    algorithm = Config.model_validate(sections).algorithm
+    assert algorithm.model_dump(include=set(sections["algorithm"])) == {
+        key: type(getattr(algorithm, key))(value) for key, value in sections["algorithm"].items()
+    }
 
 
 def test_missing_file_and_malformed_override(config_file: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from learner.batch import TrainSample
 from learner.distributed import initialize, shutdown
+from learner.samples import TrainSample
 from tests.tiny_model import build_tiny_model
 
 VOCAB = 512
@@ -46,9 +46,9 @@ def random_samples(seed: int = 0, groups: int = 3, size: int = 4) -> list[TrainS
                     prompt_ids=prompt,
                     response_ids=rng.integers(0, VOCAB, length).astype(np.int32),
                     behaviour_logprobs=-rng.uniform(4.0, 8.0, length).astype(np.float32),
+                    versions=rng.integers(0, 3, length).astype(np.int32),
                     reward=float(rng.normal()),
                     group=group,
-                    oldest_version=int(rng.integers(0, 3)),
                 )
             )
     return samples

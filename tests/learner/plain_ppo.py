@@ -1,4 +1,4 @@
-"""PPO with a critic as one writes it for one sample at a time: no packing, no streams, none of the learner's formulas."""
+"""PPO with a critic as one writes it for one sample at a time: no packing, no streams, nothing of the learner's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from learner.batch import TrainSample
+from learner.samples import TrainSample
 from learner.settings import TrainerSettings
 
 

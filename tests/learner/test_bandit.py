@@ -11,13 +11,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM
 
 from learner.advantages import ADVANTAGES, NEEDS_CRITIC
-from learner.batch import TrainSample
 from learner.losses import LOSSES
+from learner.samples import TrainSample
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
 
 PROMPT = np.array([5, 6, 9], dtype=np.int32)
 WANTED = 7
+VERSION = np.zeros(1, dtype=np.int32)
 ROUNDS, DRAWS = 10, 128
 
 
@@ -50,7 +51,9 @@ def test_a_reward_for_one_token_makes_it_probable(mesh: DeviceMesh, model_dir: P
         tokens = torch.multinomial(behaviour.exp(), DRAWS, replacement=True, generator=generator)
         tokens[0] = WANTED
         samples = [
-            TrainSample(PROMPT, token[None].int().numpy(), behaviour[token][None].numpy(), float(token == WANTED), 0, 0)
+            TrainSample(
+                PROMPT, token[None].int().numpy(), behaviour[token][None].numpy(), VERSION, float(token == WANTED), 0
+            )
             for token in tokens
         ]
         trainer.step(samples)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from learner.batch import TrainSample
 from learner.checkpoint import CheckpointError, latest_valid, load_checkpoint, save_checkpoint
+from learner.samples import TrainSample
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
 from tests.tiny_model import build_tiny_model

@@ -11,9 +11,9 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 import learner.checkpoint_writer as module
-from learner.batch import TrainSample
 from learner.checkpoint import CheckpointError, FrozenState, latest_valid, load_checkpoint, write_checkpoint
 from learner.checkpoint_writer import CheckpointWriter
+from learner.samples import TrainSample
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from learner.batch import TrainSample, partition, shuffle_groups
+from learner.balance import CostModel, partition, shuffle_groups
+from learner.samples import TrainSample
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
 from tests.learner.plain_ppo import PlainPPO
@@ -26,7 +27,6 @@ PPO: dict[str, Any] = {
     "kl_in": "reward",
     "kl_estimator": "k1",
     "micro_batch_tokens": 64,
-    "max_row_tokens": 40,
 }
 
 
@@ -39,7 +39,7 @@ def one_token_samples(seed: int, prompts: int = 8, size: int = 8) -> list[TrainS
         prompt = np.array([20 + kind, *rng.integers(100, 200, 3), 20 + kind], dtype=np.int32)
         for token in rng.integers(200, 300, size):
             answer, logprob = np.array([token], dtype=np.int32), np.array([-5.0], dtype=np.float32)
-            samples.append(TrainSample(prompt, answer, logprob, 3.0 * kind - 1.0, group, 0))
+            samples.append(TrainSample(prompt, answer, logprob, np.zeros(1, dtype=np.int32), 3.0 * kind - 1.0, group))
     return samples
 
 
@@ -69,7 +69,10 @@ def test_steps_are_those_of_plain_pytorch(
         samples = make_samples(seed=step)
         place = {id(sample): index for index, sample in enumerate(samples)}
         shuffled = samples if minibatches == 1 else shuffle_groups(samples, (0, step))
-        cuts = [[place[id(sample)] for sample in part] for part in partition(shuffled, minibatches)]
+        cuts = [
+            [place[id(sample)] for sample in part]
+            for part in partition(shuffled, minibatches, CostModel.of_model(plain.model.config))
+        ]
         plain.step(samples, cuts)
         figures = trainer.step(samples)
     assert figures["critic_grad_norm"] > 0

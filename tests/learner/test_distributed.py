@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import DeviceMesh
 
-from learner.batch import TrainSample
 from learner.checkpoint import latest_valid, load_checkpoint
 from learner.distributed import broadcast_bytes, gather_bytes, initialize, scatter_samples
+from learner.samples import TrainSample
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
 

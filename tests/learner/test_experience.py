@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from learner.batch import MicroBatch, TrainSample, build_rows, micro_batches
+from learner.batch import MicroBatch, build_rows, micro_batches
 from learner.experience import Experience, StepSamples, collect_experience, gather_step, shaped_rewards, value_figures
+from learner.samples import TrainSample
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
 

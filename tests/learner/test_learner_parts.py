@@ -63,7 +63,8 @@ def test_samples_are_cut_out_of_the_groups_arrays() -> None:
     assert first.response_ids.tolist() == [0, 1, 2]
     assert second.response_ids.tolist() == [3, 4]
     assert second.behaviour_logprobs.tolist() == [-3.0, -4.0]
-    assert (first.reward, second.reward, first.oldest_version, second.oldest_version) == (1.0, 2.0, 4, 5)
+    assert (first.reward, second.reward) == (1.0, 2.0)
+    assert (first.versions.tolist(), second.versions.tolist()) == ([4, 4, 4], [5, 5])
     assert first.prompt_ids.tolist() == second.prompt_ids.tolist() == [1, 2]
 
 

@@ -16,8 +16,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from common.weights import file_checksum
-from learner.batch import MicroBatch, TrainSample, build_rows, micro_batches
+from learner.batch import MicroBatch, build_rows, micro_batches
 from learner.policy import Policy, SelectedLogprobs, load_policy
+from learner.samples import TrainSample
 from learner.snapshot import write_snapshot
 
 
@@ -44,11 +45,12 @@ def scores_by_sample(
     policy: Policy, samples: list[TrainSample], share: bool, temperature: float
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Scores through micro-batches of about 60 tokens, keyed by the sample's place in ``samples``."""
-    place = {id(sample): index for index, sample in enumerate(samples)}
-    rows = sorted(build_rows(samples, 40, share), key=lambda row: -row.length)
-    order = [place[id(sample)] for row in rows for sample in row.samples]
+    for index, sample in enumerate(samples):
+        sample.index = index
+    batches = micro_batches(build_rows(samples, 60, share), 60)
+    order = [index for batch in batches for index in batch.indices.tolist()]
     with torch.no_grad():
-        scored = [policy.score(batch, temperature)[:2] for batch in micro_batches(rows, 60)]
+        scored = [policy.score(batch, temperature)[:2] for batch in batches]
     lengths = [len(samples[index].response_ids) for index in order]
     logprobs = torch.cat([logprobs for logprobs, _ in scored]).split(lengths)
     entropies = torch.cat([entropy for _, entropy in scored]).split(lengths)

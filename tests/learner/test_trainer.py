@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM
 
-from learner.batch import TrainSample
+from learner.samples import TrainSample
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
 
 SampleMaker = Callable[..., list[TrainSample]]
 # A large epsilon makes Adam's update nearly proportional to the gradient, so that weights show gradient
 # errors in their true size instead of the sign of noise.
-PROPORTIONAL: dict[str, Any] = {"lr": 0.1, "adam_epsilon": 1.0, "micro_batch_tokens": 64, "max_row_tokens": 40}
+PROPORTIONAL: dict[str, Any] = {"lr": 0.1, "adam_epsilon": 1.0, "micro_batch_tokens": 64}
 
 
 def weights_after(
