@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +18,26 @@ from common.run_folder import RunFolder
 from common.tracking.heldout import HeldoutResult, HeldoutRow, write_baselines, write_heldout
 from deploy.cli import main
 from deploy.model_card import base_model_name
+from tests.tiny_model import build_tiny_model
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "demo.yaml"
+# In a process of its own, as in life: the process group that saved a checkpoint is gone when it is exported.
+SAVE = """
+import sys
+from pathlib import Path
 from learner.checkpoint import save_checkpoint
 from learner.distributed import initialize, shutdown
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
-from tests.tiny_model import build_tiny_model
 
-CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
+folder = Path(sys.argv[1])
+trainer = Trainer(TrainerSettings(kl_coef=0.0), folder / "model", initialize("cpu"))
+for step in (20, 40):
+    trainer.steps = step
+    save_checkpoint(trainer, folder / "checkpoints", b"")
+shutdown()
+"""
 
 
 def heldout(version: int, values: list[float]) -> HeldoutResult:
@@ -32,11 +48,9 @@ def heldout(version: int, values: list[float]) -> HeldoutResult:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and checkpoints of the steps 20 and 40."""
     folder = tmp_path_factory.mktemp("trained")
-    trainer = Trainer(TrainerSettings(kl_coef=0.0), build_tiny_model(folder / "model"), initialize("cpu"))
-    for step in (20, 40):
-        trainer.steps = step
-        save_checkpoint(trainer, folder / "checkpoints", b"")
-    shutdown()
+    build_tiny_model(folder / "model")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", SAVE, str(folder)], env=environment, check=True, timeout=120)
     return folder
 
 
