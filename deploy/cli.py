@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.config import Config, load_config
 from common.run_folder import RunFolder
-from deploy import data_commands, doctor, fleet_commands, run_commands, search_server_command
+from deploy import data_commands, doctor, export_command, fleet_commands, run_commands, search_server_command
 from deploy.errors import exit_status, user_message
 from deploy.open_files import allow_open_files
 
@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     fleet_commands.add_commands(commands)
     data_commands.add_commands(commands)
     _add_report(commands)
+    export_command.add_command(commands)
     check = commands.add_parser("doctor", help="what is installed and configured, and what to do about what is not")
     doctor.add_arguments(check)
     check.set_defaults(handler=lambda arguments: doctor.run(arguments.deep, arguments.json, arguments.config))
