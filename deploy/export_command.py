@@ -55,10 +55,15 @@ def _export(arguments: argparse.Namespace) -> int:
 def _write_model(config: Config, checkpoint: Path, base: Path, target: Path, dtype: str) -> int:
     import torch
 
-    from learner.export import ExportedSampling, export_model
+    from learner.adapters import LoraSettings
+    from learner.export import ExportedSampling, TrainedAdapters, export_model
 
     sampling = ExportedSampling(config.sampling.temperature, config.sampling.top_p, config.sampling.max_tokens)
-    return export_model(checkpoint, base, target, getattr(torch, dtype), sampling)
+    adapters = None
+    if config.learner.lora is not None:
+        settings = LoraSettings(**config.learner.lora.model_dump())
+        adapters = TrainedAdapters(settings, getattr(torch, config.learner.dtype))
+    return export_model(checkpoint, base, target, getattr(torch, dtype), sampling, adapters)
 
 
 def _base_model(config: Config) -> Path:

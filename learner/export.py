@@ -14,7 +14,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from learner.adapters import LoraSettings, merge
 from learner.checkpoint import CheckpointError
+from learner.loading import read_causal_lm
 
 SHARD_SIZE = "5GB"
 _POLICY = "model."  # of the names in a checkpoint; the rest is the optimizer's
@@ -34,14 +36,31 @@ class ExportedSampling:
     max_tokens: int
 
 
-def export_model(checkpoint: Path, base: Path, target: Path, dtype: torch.dtype, sampling: ExportedSampling) -> int:
+@dataclass(frozen=True)
+class TrainedAdapters:
+    """What a run with LoRA trained: ``settings``, and the type its frozen weights were held in."""
+
+    settings: LoraSettings
+    frozen_dtype: torch.dtype
+
+
+def export_model(
+    checkpoint: Path,
+    base: Path,
+    target: Path,
+    dtype: torch.dtype,
+    sampling: ExportedSampling,
+    adapters: TrainedAdapters | None = None,
+) -> int:
     """Write weights, tokenizer, chat template, config.json and generation_config.json into ``target``.
 
     Args:
         checkpoint: a valid one, written by any number of ranks.
-        base: the folder of the model that was trained: shape and tokenizer are read from it, no weights.
+        base: the folder of the model that was trained: shape and tokenizer are read from it, and with adapters the
+            weights to which they are added.
         target: an existing folder. The weights are one safetensors file, or several and an index above 5 GB.
         dtype: of the written weights.
+        adapters: of a run with LoRA, whose checkpoints hold nothing else.
 
     Returns:
         The number of weights written.
@@ -51,7 +70,10 @@ def export_model(checkpoint: Path, base: Path, target: Path, dtype: torch.dtype,
         OSError: ``base`` cannot be read or ``target`` not be written.
     """
     transformers_logging.disable_progress_bar()
-    weights = read_policy(checkpoint, dtype)
+    if adapters is None:
+        weights = read_policy(checkpoint, dtype)
+    else:
+        weights = read_merged_policy(checkpoint, base, dtype, adapters)
     model = model_with(weights, base, dtype, checkpoint)
     model.generation_config = generation_config(base, model, sampling)
     model.save_pretrained(target, max_shard_size=SHARD_SIZE)
@@ -74,6 +96,21 @@ def read_policy(checkpoint: Path, dtype: torch.dtype) -> dict[str, Tensor]:
         warnings.simplefilter("ignore", UserWarning)  # that there is no process group: none is meant
         load(dict(tensors), storage_reader=reader, no_dist=True)
     return {name.removeprefix(_POLICY): tensor for name, tensor in tensors.items()}
+
+
+def read_merged_policy(
+    checkpoint: Path, base: Path, dtype: torch.dtype, adapters: TrainedAdapters
+) -> dict[str, Tensor]:
+    """The weights of ``base`` with the checkpoint's adapters added, as the learner publishes them."""
+    trained = read_policy(checkpoint, torch.float32)
+    weights = {name: weight.detach() for name, weight in read_causal_lm(base, adapters.frozen_dtype).named_parameters()}
+    scale = adapters.settings.alpha / adapters.settings.rank
+    for name, down in trained.items():
+        module, is_down, rest = name.partition(".lora_A.")
+        if is_down:
+            up = trained[f"{module}.lora_B.{rest}"]
+            weights[f"{module}.weight"] = merge(weights[f"{module}.weight"], down, up, scale)
+    return {name: weight.to(dtype) for name, weight in weights.items()}
 
 
 def model_with(weights: dict[str, Tensor], base: Path, dtype: torch.dtype, checkpoint: Path) -> PreTrainedModel:

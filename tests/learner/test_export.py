@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.engine import EngineOptions, GenerationRequest, vllm_problem
 from learner import export
+from learner.adapters import LoraSettings
 from learner.batch import TrainSample
 from learner.checkpoint import CheckpointError, find_checkpoint, latest_valid, load_checkpoint, save_checkpoint
-from learner.export import ExportedSampling, export_model, read_policy
+from learner.export import ExportedSampling, TrainedAdapters, export_model, read_policy
 from learner.settings import TrainerSettings
 from learner.trainer import Trainer
 from tests.learner.test_distributed import run_two_ranks
@@ -100,6 +101,25 @@ def test_the_critic_stays_behind(
     written, policy = load_file(target / "model.safetensors"), trainer.full_state_dict()
     assert set(written) == set(policy)
     assert [name for name in written if not torch.equal(written[name], policy[name])] == []
+
+
+@pytest.mark.parametrize("frozen", ["float32", "bfloat16"])
+def test_adapters_are_added_as_the_learner_publishes_them(
+    mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker, tmp_path: Path, frozen: str
+) -> None:
+    lora = LoraSettings(rank=4, alpha=8.0)
+    trainer = Trainer(TrainerSettings(lr=0.05, kl_coef=0.0, lora=lora, compute_dtype=frozen), model_dir, mesh)
+    for seed in range(2):
+        trainer.step(make_samples(seed))
+    checkpoint = save_checkpoint(trainer, tmp_path / "checkpoints", b"")
+    (target := tmp_path / "out").mkdir()
+    adapters = TrainedAdapters(lora, getattr(torch, frozen))
+    export_model(checkpoint, model_dir, target, torch.float32, SAMPLING, adapters)
+    written, published = load_file(target / "model.safetensors"), trainer.full_state_dict()
+    assert set(written) == set(published)
+    assert [name for name in written if not torch.equal(written[name], published[name])] == []
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(written[name], load_file(model_dir / "model.safetensors")[name])
 
 
 def test_a_large_model_is_cut_into_files_with_an_index(
