@@ -15,13 +15,14 @@ their prompt in one call without a mask, and both parts are merged by their log-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface
@@ -29,7 +30,10 @@ from transformers import AttentionInterface
 PACKED = "deepretrieval_packed"
 
 # Arguments by which a transformers model asks its attention for something that this one does not do.
-UNSUPPORTED_ARGUMENTS = ("sliding_window", "s_aux", "softcap", "position_bias")
+_UNSUPPORTED_ARGUMENTS = ("sliding_window", "s_aux", "softcap", "position_bias")
+_CHOOSE_ANOTHER = (
+    "The learner's packed rows have full causal attention only: choose a model that has no more (Qwen, Llama)"
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class PackedLayout:
     """The documents of a packed row, in order and without gaps."""
 
     documents: tuple[Document, ...]
+    _prepared: dict[torch.device, Spans | BlockMask] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def tokens(self) -> int:
@@ -81,18 +86,17 @@ class Spans:
         shared: list[tuple[_Rows, _Rows]] = []
         start = 0
         for document in layout.documents:
-            end = start + document.tokens
-            edges = [start, end]
-            if len(document.responses) > 1:
-                edges = list(accumulate(document.responses, initial=start + document.prompt))
-                shared.append(((None, slice(edges[0], end)), (None, slice(start, edges[0]))))
-                edges.insert(0, start)
+            edges = list(accumulate((document.prompt, *document.responses), initial=start))
+            if len(document.responses) == 1:
+                del edges[1]
+            elif edges[1] < edges[-1]:
+                shared.append(((None, slice(edges[1], edges[-1])), (None, slice(edges[0], edges[1]))))
             for first, last in pairwise(edges):
                 by_length.setdefault(last - first, []).append(first)
-            start = end
-        by_length.pop(0, None)
+            start = edges[-1]
+        by_length.pop(0, None)  # responses of one token have no inputs
         batches = (torch.tensor(starts)[:, None] + torch.arange(length) for length, starts in sorted(by_length.items()))
-        return Spans(tuple(batches), tuple(pair for pair in shared if pair[0][1].start < pair[0][1].stop))
+        return Spans(tuple(batches), tuple(shared))
 
 
 class _SpanAttention(torch.autograd.Function):
@@ -169,11 +173,13 @@ def block_mask(layout: PackedLayout, device: torch.device) -> BlockMask:
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & ((owns[key] == owns[query]) | (owns[key] == prompts[query]))
 
-    build = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
-    return build(visible, None, None, layout.tokens, layout.tokens, device=device)
+    # Compiled, the whole [S, S] mask never exists.
+    build = _compiled(create_block_mask) if device.type == "cuda" else create_block_mask
+    mask: BlockMask = build(visible, None, None, layout.tokens, layout.tokens, device=device)
+    return mask
 
 
-def _segment_ids(layout: PackedLayout) -> tuple[np.ndarray, np.ndarray]:
+def _segment_ids(layout: PackedLayout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """int64 [S] each: the segment of every token, and the segment of its prompt. No two segments share an id."""
     lengths = [length for document in layout.documents for length in (document.prompt, *document.responses)]
     firsts = np.cumsum([0] + [len(document.responses) + 1 for document in layout.documents[:-1]])
@@ -182,14 +188,16 @@ def _segment_ids(layout: PackedLayout) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prepare_layout(layout: PackedLayout, device: torch.device) -> Spans | BlockMask:
-    """What the model's forward takes as ``packed``; the same for all layers."""
-    return Spans.of(layout) if device.type == "cpu" else block_mask(layout, device)
+    """What the model's forward takes as ``packed``: made once for all layers and passes, and kept by the layout."""
+    if device not in layout._prepared:
+        layout._prepared[device] = Spans.of(layout) if device.type == "cpu" else block_mask(layout, device)
+    return layout._prepared[device]
 
 
 @cache
-def _compiled_flex_attention() -> Callable[..., Any]:
-    # Uncompiled it would write out all scores.
-    return torch.compile(flex_attention)
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(function)
+    return compiled
 
 
 def packed_attention(
@@ -203,29 +211,61 @@ def packed_attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer over a packed row; called by transformers.
+    """Attention of one layer over a packed row; transformers calls it.
 
     Args:
         query: [1, heads, S, D].
         key, value: [1, key heads, S, D]; key heads divide heads (grouped-query attention).
-        packed: from ``prepare_layout``.
+        packed: from ``prepare_layout``. The mask of transformers is not read: it knows nothing of the packing.
 
     Returns:
         [1, S, heads, D], and None for the weights, which never exist.
 
     Raises:
-        ValueError: the layout is missing, or the layer asks for what packed rows do not support.
+        ValueError: no layout was passed, or the layer asks for what packed rows do not have.
     """
-    asked = [name for name in UNSUPPORTED_ARGUMENTS if others.get(name) is not None] + ["dropout"] * (dropout > 0)
-    if packed is None or asked:
-        raise ValueError(f"packed attention without a layout, or asked for {asked}: see learner.attention")
+    asked = [name for name in _UNSUPPORTED_ARGUMENTS if others.get(name) is not None] + ["dropout"] * (dropout > 0)
+    if asked:
+        raise ValueError(f"{type(module).__name__} asks its attention for {', '.join(asked)}: {_CHOOSE_ANOTHER}")
+    if packed is None:
+        raise ValueError("a policy reads packed rows only: pass packed=prepare_layout(layout, device) to its forward")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(packed, Spans):
-        rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-        return _SpanAttention.apply(*rows, packed, scale)[None], None
-    attend = flex_attention if query.device.type == "cpu" else _compiled_flex_attention()
+        return _attend_spans(query, key, value, packed, scale), None
+    # Uncompiled, as in tests on a CPU, FlexAttention writes out all scores.
+    attend: Any = flex_attention if query.device.type == "cpu" else _compiled(flex_attention)
     output = attend(query, key, value, block_mask=packed, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
     return output.transpose(1, 2).contiguous(), None
+
+
+@torch.compiler.disable  # the lengths of the spans differ in every micro-batch: compiled code would never be used again
+def _attend_spans(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    output: Tensor = _SpanAttention.apply(query, key, value, spans, scale)
+    return output[None]
+
+
+def check_attention(model: Any) -> None:
+    """Refuse a Hugging Face model whose attention is another than causal softmax attention over all earlier tokens.
+
+    Raises:
+        ValueError: naming the configuration key that asks for something else.
+    """
+    config = model.config
+    other_layers = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
+    # With layer_types, the window is of those layers only that are named so.
+    window = None if getattr(config, "layer_types", None) else getattr(config, "sliding_window", None)
+    reasons = {
+        f"layer_types has {', '.join(other_layers)}": other_layers,
+        f"sliding_window is {window}": window is not None,
+        "attn_logit_softcapping is set": getattr(config, "attn_logit_softcapping", None) is not None,
+        "attention_dropout is above 0": getattr(config, "attention_dropout", 0.0),
+        f"model_type {config.model_type} has attention sinks": any("sinks" in n for n, _ in model.named_parameters()),
+        f"model_type {config.model_type} brings its own attention": not model._supports_attention_backend,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise ValueError(f"config.json: {reason}. {_CHOOSE_ANOTHER}")
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from learner.adapters import LoraSettings, add_adapters
-from learner.attention import PACKED
+from learner.attention import PACKED, check_attention
 from learner.policy import Policy
 from learner.sharding import COMPUTE_DTYPES, OFFLOADS, shard
 from learner.value_head import ValueHead, shard_value_head
@@ -112,9 +112,11 @@ def read_causal_lm(model_dir: str | Path, dtype: torch.dtype) -> Any:
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"no model in {directory}: config.json is missing; point the model path at a HF folder")
     transformers_logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(
+    causal_lm = AutoModelForCausalLM.from_pretrained(
         directory, dtype=dtype, attn_implementation=PACKED, local_files_only=True, use_safetensors=True
     )
+    check_attention(causal_lm)
+    return causal_lm
 
 
 def prepare_layers(layers: Iterable[nn.Module], settings: LoadSettings) -> None:

@@ -1,12 +1,13 @@
-"""A Qwen2 of 115 thousand random weights with a real tokenizer, for tests that need a model in milliseconds."""
+"""A model of 115 thousand random weights with a real tokenizer, for tests that need a model in milliseconds."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 PAD = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -60,46 +61,51 @@ def build_tiny_tokenizer(vocab: int = 512) -> PreTrainedTokenizerFast:
     )
 
 
-def build_tiny_model(path: Path, seed: int = 0, vocab: int = 512, tied: bool = True) -> Path:
-    """Writes a random Qwen2 (2 layers, width 64, 2 heads, fp32) and its tokenizer.
+def build_tiny_model(
+    path: Path, seed: int = 0, vocab: int = 512, tied: bool = True, family: str = "qwen2", **changes: Any
+) -> Path:
+    """Writes a random model (2 layers, width 64, 2 heads, fp32) and its tokenizer.
 
     Args:
         path: folder to write; made if it is not there.
         seed: of the weights; equal seeds give equal bytes. The caller's random state is left as it was.
         vocab: rows of the embedding; the tokenizer never has more tokens than this.
         tied: the output head is the embedding; else it has weights of its own.
+        family: the model_type of transformers, such as qwen2, qwen3, llama.
+        changes: of the configuration.
 
     Returns:
         ``path``, loadable with ``AutoModelForCausalLM`` and ``AutoTokenizer``.
     """
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tiny_tokenizer(vocab)
-    config = Qwen2Config(
-        vocab_size=vocab,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        tie_word_embeddings=tied,
+    settings: dict[str, Any] = {
+        "vocab_size": vocab,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": tied,
         # Wider than the usual 0.02, so that the next-token distribution is far from uniform and a wrong
         # temperature or a wrong weight shows in the log-probabilities.
-        initializer_range=0.2,
-        eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-        bos_token_id=None,
-    )
+        "initializer_range": 0.2,
+        "eos_token_id": tokenizer.convert_tokens_to_ids(TURN_END),
+        "pad_token_id": tokenizer.convert_tokens_to_ids(PAD),
+        "bos_token_id": None,
+    }
+    config = AutoConfig.for_model(family, **settings | changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(config).to(torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         _randomize_constants(model)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 
 
-def _randomize_constants(model: Qwen2ForCausalLM) -> None:
+def _randomize_constants(model: torch.nn.Module) -> None:
     """Biases start at 0 and norms at 1 in every fresh model: a test could not see that one was not loaded."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -252,7 +252,7 @@ class LearnerConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
     grad_clip: PositiveFloat = Field(1.0, description="Largest gradient norm")
     minibatches: PositiveInt = Field(1, description="Optimizer steps per policy update")
-    micro_batch_tokens: PositiveInt = Field(16384, description="Padded tokens per forward pass")
+    micro_batch_tokens: PositiveInt = Field(16384, description="Input tokens per forward pass")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type; weights stay float32")
     lora: LoraConfig | None = Field(None, description="Train adapters instead of all weights; null: all weights")
     activation_checkpointing: bool = Field(

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from learner.balance import CostModel
 from learner.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from learner.distributed import all_reduce, broadcast_bytes, gather_bytes, initialize, scatter_samples, shutdown
 from learner.settings import TrainerSettings
@@ -28,7 +29,7 @@ def check_messages() -> None:
     assert all_reduce([1.0, float(rank)]) == [2.0, 1.0]
     assert all_reduce([float(-rank)], maximum=True) == [0.0]
     samples = random_samples(groups=5)
-    share = scatter_samples(samples if rank == 0 else None)
+    share = scatter_samples(samples if rank == 0 else None, CostModel())
     (total,) = all_reduce([len(share)])
     assert total == len(samples)
     assert 0 < len(share) < len(samples)

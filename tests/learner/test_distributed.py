@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import DeviceMesh
 
+from learner.balance import CostModel
 from learner.checkpoint import latest_valid, load_checkpoint
 from learner.distributed import broadcast_bytes, gather_bytes, initialize, scatter_samples
 from learner.samples import TrainSample
@@ -81,13 +82,13 @@ def test_two_ranks_train_like_one_and_share_checkpoints(
 def test_one_rank_needs_no_messages(mesh: DeviceMesh, make_samples: SampleMaker) -> None:
     samples = make_samples()
     assert mesh.size() == 1
-    assert scatter_samples(samples) == samples
+    assert scatter_samples(samples, CostModel()) == samples
     assert broadcast_bytes(b"x") == b"x"
     assert gather_bytes(b"x") == [b"x"]
     with pytest.raises(ValueError, match="rank 0 must pass"):
         broadcast_bytes(None)
     with pytest.raises(ValueError, match="rank 0 must pass"):
-        scatter_samples(None)
+        scatter_samples(None, CostModel())
 
 
 def test_unknown_device_is_named() -> None:

@@ -65,6 +65,7 @@ def test_samples_are_cut_out_of_the_groups_arrays() -> None:
     assert second.behaviour_logprobs.tolist() == [-3.0, -4.0]
     assert (first.reward, second.reward) == (1.0, 2.0)
     assert (first.versions.tolist(), second.versions.tolist()) == ([4, 4, 4], [5, 5])
+    assert first.versions.dtype == np.int32
     assert first.prompt_ids.tolist() == second.prompt_ids.tolist() == [1, 2]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,6 +25,7 @@ from learner.policy import Policy
 from learner.samples import TrainSample
 from learner.snapshot import write_snapshot
 from tests.learner.conftest import VOCAB
+from tests.tiny_model import build_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,45 @@ def test_scores_match_the_plain_model(
         logprobs, entropy = expected_scores(plain, sample, temperature)
         torch.testing.assert_close(scored[index][0], logprobs, atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(scored[index][1], entropy, atol=2e-5, rtol=1e-5)
+
+
+def padded_logprobs(model: torch.nn.Module, samples: list[TrainSample]) -> list[Tensor]:
+    """Per sample [T]: one rectangle padded on the right, with transformers' own attention and mask."""
+    sequences = [torch.from_numpy(np.concatenate([s.prompt_ids, s.response_ids])).long() for s in samples]
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in sequences], batch_first=True)
+    table = model(ids, attention_mask=mask).logits.log_softmax(-1)
+    picked = table[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+    return [picked[row, len(s.prompt_ids) - 1 :][: len(s.response_ids)] for row, s in enumerate(samples)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3"])
+def test_packed_rows_give_the_padded_models_scores_and_gradients(
+    mesh: DeviceMesh,
+    tmp_path: Path,
+    make_samples: Callable[..., list[TrainSample]],
+    family: str,
+    checkpointing: bool,
+) -> None:
+    folder = build_tiny_model(tmp_path, family=family, num_attention_heads=4, num_key_value_heads=2)
+    packed, plain = (
+        load_policy(folder, mesh, LoadSettings(activation_checkpointing=checkpointing)),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+    )
+    samples = make_samples(seed=2, groups=3, size=4)
+    expected = padded_logprobs(plain, samples)
+    for index, sample in enumerate(samples):
+        sample.index = index
+    (batch,) = micro_batches(build_rows(samples, 1000), 1000)
+    logprobs = packed.score(batch, 1.0).logprobs
+    torch.testing.assert_close(logprobs, torch.cat([expected[i] for i in batch.indices]), atol=1e-5, rtol=1e-5)
+    weights = torch.randn(len(samples), generator=torch.Generator().manual_seed(0))
+    (logprobs * weights[batch.indices][batch.sequences]).mean().backward()
+    (sum((expected[i] * weights[i]).sum() for i in range(len(samples))) / len(logprobs)).backward()
+    for name, parameter in packed.named_shards().items():
+        gradient = parameter.grad.full_tensor()
+        torch.testing.assert_close(gradient, plain.get_parameter(name).grad, atol=2e-6, rtol=1e-4, msg=name)
 
 
 class LogitRows(TorchDispatchMode):
