@@ -18,7 +18,6 @@ def sample(prompt: list[int], response: list[int], group: int = 0, index: int = 
         reward=0.5,
         group=group,
         index=index,
-        advantage=0.25 * index,
     )
 
 
