@@ -305,13 +305,13 @@ async def test_a_pickle_that_travels_through_the_broker_is_never_loaded(keys_dir
         ):
             for client, stage in ((actor, "rollout"), (rewarder, "score"), (learner, "train")):
                 client.serve(stage, 1)
-            await learner._socket.send_multipart([m.encode(m.Submit((1,))), carrier])
+            await learner._line.socket.send_multipart([m.encode(m.Submit((1,))), carrier])
             work = await next_assignment(actor)
-            await actor._socket.send_multipart([bomb])
-            await actor._socket.send_multipart([m.encode(m.Complete(work.lease)), bomb, bomb, bomb, bomb])
+            await actor._line.socket.send_multipart([bomb])
+            await actor._line.socket.send_multipart([m.encode(m.Complete(work.lease)), bomb, bomb, bomb, bomb])
             actor.complete(work, m.encode_rollout(rollout(1)))
             to_score = await next_assignment(rewarder)
-            await rewarder._socket.send_multipart([m.encode(m.Complete(to_score.lease)), bomb])
+            await rewarder._line.socket.send_multipart([m.encode(m.Complete(to_score.lease)), bomb])
             rewarder.complete(to_score, [m.encode(scores(1))])
             group = m.decode_scored_group((await next_assignment(learner)).payload)
             assert group.ticket.reference == {"relevant": bomb}
