@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors the user can mend are one line and exit status 1 (a role: 78 where starting it
     again is of no use)."""
     arguments = _parse(argv)
+    logging.raiseExceptions = bool(os.environ.get("DEEPRETRIEVAL_DEBUG"))  # a log on a full disk is no traceback
     logging.basicConfig(
         level=logging.DEBUG if os.environ.get("DEEPRETRIEVAL_DEBUG") else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",

@@ -130,7 +130,7 @@ def _lead(
     )
     weights = WeightServer(folder.weights, keys, host)
     incarnation = max(time.time_ns() // 1_000_000, resumed.incarnation + 1 if resumed else 0)  # clocks may go back
-    connection = LearnerConnection(endpoint, keys, incarnation)
+    connection = LearnerConnection(endpoint, keys, incarnation, max_frame_bytes=config.broker.max_frame_mib << 20)
     parts = LearnerParts(
         config=config,
         folder=folder,

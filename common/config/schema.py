@@ -203,7 +203,9 @@ class WarmStartConfig(Section):
     width: PositiveInt = Field(128, description="Hidden size")
     heads: PositiveInt = Field(4, description="Attention heads")
     vocabulary: PositiveInt = Field(4096, description="Size of the byte-level BPE vocabulary")
-    minutes: PositiveFloat = Field(3.0, description="Time limit of the supervised warm start in minutes")
+    minutes: PositiveFloat = Field(
+        3.0, description="Time limit of the supervised warm start in minutes; a model that it cuts short is warned of"
+    )
     steps: PositiveInt | None = Field(None, description="Supervised steps; null: what fits the corpus")
     seed: int = Field(0, description="Seed of the initial weights and of the supervised batches")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from deploy.cli import _parse
 from deploy.errors import exit_status, load_user_errors, user_message
 from deploy.restarts import HOPELESS
 from rewarders.errors import ScoringError
+from tests.deploy.small_disk import fill, needs_mount, small_disk
 from tests.tiny_model import build_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -108,19 +108,12 @@ def test_nothing_to_resume_is_said(config: Path, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root to mount a small disk")
+@needs_mount
 def test_a_full_disk_is_one_line(config: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("mounting is not allowed here")
-    try:
-        (disk / "filler").write_bytes(b"x" * 60_000)
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        fill(disk)
         result = deepretrieval("train", str(config), f"run.root={disk}", cwd=tmp_path)
         fails_with(result, "no space left", "free some")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_overrides_may_stand_after_options() -> None:
