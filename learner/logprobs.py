@@ -90,37 +90,57 @@ def check_linear_output(causal_lm: nn.Module) -> None:
 
 
 class _OnlineSoftmax:
-    """Softmax statistics of N rows, updated block by block of their columns.
+    """Softmax statistics of N rows over the columns seen so far, each [N].
 
-    ``top`` is the largest logit so far, before the temperature; ``total`` = sum exp(s) and ``weighted`` =
-    sum s exp(s) over s = (logit - top) / temperature; ``target`` is the target's logit. All [N]. Because s, not z, is
-    summed, logits of any size lose no precision.
+    ``top`` is the largest z, ``total`` = sum exp(z - top), ``mean`` = E[z - top], ``target`` the target's z. Because
+    z - top, not z, is summed, logits of any size lose no precision.
     """
 
     def __init__(self, hidden: Tensor, targets: Tensor, temperature: float) -> None:
         self.targets, self.temperature = targets, temperature
         self.top = torch.full(targets.shape, -torch.inf, dtype=_accumulation(hidden), device=hidden.device)
-        self.total, self.weighted, self.target = (torch.zeros_like(self.top) for _ in range(3))
+        self.total, self.mean, self.target = (torch.zeros_like(self.top) for _ in range(3))
 
     def add(self, logits: Tensor, start: int, scratch: tuple[Tensor, Tensor]) -> None:
         """Take in the columns from ``start`` on, [N, width] in the compute dtype; overwrites ``scratch``."""
-        top = torch.maximum(self.top, logits.amax(-1).to(self.top.dtype))
-        # Before the first block this is -inf, and 0 * -inf not a number; exp(-1000) is 0 as well.
-        sunk = (self.top - top).div_(self.temperature).clamp_(min=-1000.0)
-        shifted, exponentials = _exponentials(logits, top, self.temperature, scratch)
-        kept = sunk.exp()
-        total = exponentials.sum(-1)
-        self.weighted = kept * (self.weighted + sunk * self.total) + shifted.mul_(exponentials).sum(-1)
-        self.total = kept * self.total + total
-        self.top = top
+        block = _BlockSoftmax(logits, self.temperature, scratch)
         columns, inside = _columns_inside(self.targets, start, logits.shape[1])
-        self.target = torch.where(inside, logits.gather(-1, columns).squeeze(-1), self.target)
+        self.target = torch.where(inside, block.scaled.gather(-1, columns).squeeze(-1), self.target)
+        top = torch.maximum(self.top, block.top)
+        # Before the first block this is -inf, and 0 * -inf not a number; exp(-1000) is 0 as well.
+        sunk, below = (self.top - top).clamp_(min=-1000.0), block.top - top
+        old, new = sunk.exp() * self.total, below.exp() * block.total
+        mean = block.relative_to(block.top).mul_(block.probabilities).sum(-1)
+        self.top, self.total = top, old + new
+        self.mean = (old * (self.mean + sunk) + new * (mean + below)) / self.total
 
     def scores(self) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the targets and entropies, once all columns are in."""
         normaliser = self.total.log()
-        logprobs = (self.target - self.top) / self.temperature - normaliser
-        return logprobs, normaliser - self.weighted / self.total
+        return self.target - self.top - normaliser, normaliser - self.mean
+
+
+class _BlockSoftmax:
+    """One block's softmax: torch's own kernel, whose exponentials are faster than ``torch.exp`` on a CPU.
+
+    ``scaled`` = z [N, width] and ``probabilities`` sit in ``scratch`` (``scaled`` in ``logits`` where nothing has to
+    be done to them); ``top`` [N] is the largest z and ``total`` [N] = sum exp(z - top), whose inverse is the largest
+    probability.
+    """
+
+    def __init__(self, logits: Tensor, temperature: float, scratch: tuple[Tensor, Tensor]) -> None:
+        self._spare, space = scratch
+        self.scaled = logits
+        if temperature != 1.0 or logits.dtype != space.dtype:
+            # In the accumulation dtype; a division with ``out`` would be rounded to the logits' dtype first.
+            self.scaled = self._spare.copy_(logits).div_(temperature)
+        self.probabilities = torch.softmax(self.scaled, -1, out=space)
+        self.top = self.scaled.amax(-1)
+        self.total = self.probabilities.amax(-1).reciprocal_()
+
+    def relative_to(self, level: Tensor) -> Tensor:
+        """z - level [N, width], for a level of [N]; ``scaled`` must not be used after it."""
+        return torch.sub(self.scaled, level.unsqueeze(-1), out=self._spare)
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -148,9 +168,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 kept_bytes = 0  # the kept blocks are the first ones
             _project(hidden, weight, bias, block, logits)
             statistics.add(logits, block.start, buffers.scratch(block))
-        ctx.save_for_backward(
-            hidden, weight, bias, targets, statistics.top, statistics.total, statistics.weighted, *kept
-        )
+        ctx.save_for_backward(hidden, weight, bias, targets, statistics.top, statistics.total, statistics.mean, *kept)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
         return statistics.scores()
@@ -158,8 +176,8 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, top, total, weighted, *kept = ctx.saved_tensors
-        rows = _RowFactors(upstream, top, total, weighted / total, ctx.temperature)
+        hidden, weight, bias, targets, top, total, mean, *kept = ctx.saved_tensors
+        rows = _RowFactors(upstream, top, total, mean, ctx.temperature)
         gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
         blocks = _blocks(len(hidden), len(weight))
         buffers = _Buffers(hidden, blocks)
@@ -174,31 +192,32 @@ class _LinearLogprobs(torch.autograd.Function):
 
 
 class _RowFactors:
-    """What one row of the logits' gradient needs to know; dz = p (-g - h (s - E[s])) + g onehot, over the temperature.
+    """What the rows of the logits' gradient share; dz = p (-g - h (z - E[z])) + g onehot, over the temperature.
 
-    g and h are the upstream gradients of log-probability and entropy; log p + H = s - E[s] with s as in
-    ``_OnlineSoftmax``.
+    g and h are the upstream gradients of log-probability and entropy; log p + H = z - E[z].
     """
 
     def __init__(
         self, upstream: tuple[Tensor | None, ...], top: Tensor, total: Tensor, mean: Tensor, temperature: float
     ) -> None:
-        of_logprobs, of_entropy = upstream
-        self.top, self.mean, self.temperature = top, mean.unsqueeze(-1), temperature
-        of_logprobs = torch.zeros_like(top) if of_logprobs is None else of_logprobs
-        self.hot = (of_logprobs / temperature).unsqueeze(-1)
-        self.scale = -self.hot / total.unsqueeze(-1)
-        self.entropy_scale = None if of_entropy is None else -(of_entropy / temperature / total).unsqueeze(-1)
+        of_logprobs, of_entropy = (None if each is None else each / temperature for each in upstream)
+        self._top, self._total, self._mean, self._temperature = top, total, mean, temperature
+        self._of_logprobs = torch.zeros_like(top) if of_logprobs is None else of_logprobs
+        self._of_entropy = of_entropy
 
     def logit_gradient(self, logits: Tensor, start: int, targets: Tensor, scratch: tuple[Tensor, Tensor]) -> Tensor:
         """Gradient with respect to a block's logits, [N, width] in the accumulation dtype, inside ``scratch``."""
-        shifted, exponentials = _exponentials(logits, self.top, self.temperature, scratch)
-        if self.entropy_scale is None:
-            gradient = exponentials.mul_(self.scale)
+        block = _BlockSoftmax(logits, self._temperature, scratch)
+        share = (block.top - self._top).exp() * block.total / self._total  # of all probability, in this block
+        scale = (-share * self._of_logprobs).unsqueeze(-1)
+        if self._of_entropy is None:
+            gradient = block.probabilities.mul_(scale)
         else:
-            gradient = shifted.sub_(self.mean).mul_(self.entropy_scale).add_(self.scale).mul_(exponentials)
+            surprise = block.relative_to(self._top).sub_(self._mean.unsqueeze(-1))
+            entropy_scale = (-share * self._of_entropy).unsqueeze(-1)
+            gradient = surprise.mul_(entropy_scale).add_(scale).mul_(block.probabilities)
         columns, inside = _columns_inside(targets, start, logits.shape[1])
-        return gradient.scatter_add_(-1, columns, torch.where(inside.unsqueeze(-1), self.hot, 0.0))
+        return gradient.scatter_add_(-1, columns, torch.where(inside, self._of_logprobs, 0.0).unsqueeze(-1))
 
 
 class _Gradients:
@@ -267,16 +286,6 @@ def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, block: slice, 
         torch.mm(hidden, weight[block].T, out=out)
     else:
         torch.addmm(bias[block], hidden, weight[block].T, out=out)
-
-
-def _exponentials(
-    logits: Tensor, top: Tensor, temperature: float, scratch: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """s = (logits - top) / temperature and exp(s), in ``scratch``."""
-    shifted = torch.sub(logits, top.unsqueeze(-1), out=scratch[0])
-    if temperature != 1.0:
-        shifted.div_(temperature)
-    return shifted, torch.exp(shifted, out=scratch[1])
 
 
 def _columns_inside(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
