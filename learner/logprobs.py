@@ -1,7 +1,8 @@
 """Log-probabilities and entropies straight from hidden states, without the [tokens, vocabulary] logits.
 
 The vocabulary is walked in blocks of output rows with an online softmax (Milakov and Gimelshein, arXiv
-1805.02867); the backward pass computes each block's logits again. With z = logits / temperature and p = softmax(z):
+1805.02867). The backward pass computes a block's logits again unless they found room where the weight's gradient will
+be. With z = logits / temperature and p = softmax(z):
 
     d logp_y / d z = onehot(y) - p,    d H / d z = -p (log p + H),    H = -sum_v p_v log p_v.
 """
@@ -18,8 +19,8 @@ from torch.autograd.function import once_differentiable
 # products to run at full speed.
 BLOCK_ELEMENTS = 1 << 22
 MIN_BLOCK_WIDTH = 1024
-# Logits up to this many bytes wait for the backward pass and are not computed twice. A small vocabulary fits whole.
-KEPT_BYTES = 768 << 20
+# Logits of this many bytes may wait for the backward pass in memory of their own: a small vocabulary is computed once.
+KEPT_BYTES = 256 << 20
 # What transformers models do to the output layer's logits, by the config key that asks for it and the value that
 # leaves them alone (None always does).
 LOGIT_TRANSFORMS = {
@@ -39,7 +40,7 @@ def linear_logprobs(
     """Score one token per hidden state under softmax((hidden @ weight.T + bias) / temperature).
 
     Matrix products run in the inputs' dtype, everything else in float32 (float64 for float64 inputs). Memory
-    beyond the gradients is a few blocks of logits plus at most ``KEPT_BYTES``.
+    beyond the gradients is three blocks of logits plus at most ``KEPT_BYTES``; without gradients, the blocks alone.
 
     Args:
         hidden: float [N, H], N may be 0.
@@ -63,8 +64,8 @@ def linear_logprobs(
     if hidden.dtype != weight.dtype:
         raise ValueError(f"hidden states are {hidden.dtype}, the output weight {weight.dtype}: cast one of them")
     differentiated = any(tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias))
-    kept_bytes = KEPT_BYTES if torch.is_grad_enabled() and differentiated else 0
-    logprobs, entropy = _LinearLogprobs.apply(hidden, weight, bias, targets, temperature, kept_bytes)
+    keep = torch.is_grad_enabled() and differentiated
+    logprobs, entropy = _LinearLogprobs.apply(hidden, weight, bias, targets, temperature, keep)
     return logprobs, entropy
 
 
@@ -152,43 +153,65 @@ class _LinearLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         temperature: float,
-        kept_bytes: int,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         blocks = _blocks(len(hidden), len(weight))
         statistics = _OnlineSoftmax(hidden, targets, temperature)
         buffers = _Buffers(hidden, blocks)
-        kept: list[Tensor] = []
-        for block in blocks:
-            logits = buffers.logits(block)
-            if kept_bytes >= logits.nbytes:
-                kept_bytes -= logits.nbytes
-                logits = torch.empty_like(logits)
-                kept.append(logits)
-            else:
-                kept_bytes = 0  # the kept blocks are the first ones
+        kept = _KeptLogits(hidden, weight, blocks, ctx.needs_input_grad[1]) if keep else None
+        for index, block in enumerate(blocks):
+            logits = kept.logits(index) if kept else None
+            logits = buffers.logits(block) if logits is None else logits
             _project(hidden, weight, bias, block, logits)
             statistics.add(logits, block.start, buffers.scratch(block))
-        ctx.save_for_backward(hidden, weight, bias, targets, statistics.top, statistics.total, statistics.mean, *kept)
-        ctx.temperature = temperature
+        ctx.save_for_backward(hidden, weight, bias, targets, statistics.top, statistics.total, statistics.mean)
+        ctx.kept, ctx.temperature = kept, temperature
         ctx.set_materialize_grads(False)
         return statistics.scores()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, top, total, mean, *kept = ctx.saved_tensors
+        hidden, weight, bias, targets, top, total, mean = ctx.saved_tensors
+        # The gradient will overwrite what was kept, so a second backward pass computes everything again.
+        kept, ctx.kept = ctx.kept, None
         rows = _RowFactors(upstream, top, total, mean, ctx.temperature)
-        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
+        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, kept.gradient if kept else None)
         blocks = _blocks(len(hidden), len(weight))
         buffers = _Buffers(hidden, blocks)
         for index, block in enumerate(blocks):
-            if index < len(kept):
-                logits = kept[index]
-            else:
+            logits = kept.logits(index) if kept else None
+            if logits is None:
                 logits = buffers.logits(block)
                 _project(hidden, weight, bias, block, logits)
             gradients.add(block, rows.logit_gradient(logits, block.start, targets, buffers.scratch(block)))
         return *gradients.results(), None, None, None
+
+
+class _KeptLogits:
+    """The logits of the first blocks, from the forward to the backward pass.
+
+    Large ones lie at the end of what will be the weight's gradient (``gradient``, else None), whose rows are written
+    from its start, block by block as the logits are read. It never reaches logits not yet read: when s of the K
+    columns kept are done, it is s H long and the logits of the others begin at V H - N (K - s). That s H is not more
+    is linear in s and true at both ends, as N K <= V H and K <= V.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, blocks: list[slice], weight_needs_gradient: bool) -> None:
+        rows, own = len(hidden), KEPT_BYTES // hidden.itemsize
+        shares = weight_needs_gradient and min(rows * len(weight), weight.numel()) > own
+        room = weight.numel() if shares else own
+        fitting = [block for block in blocks if rows * block.stop <= room]
+        used = rows * sum(block.stop - block.start for block in fitting)
+        self.gradient = weight.new_empty(weight.shape) if shares else None
+        space = hidden.new_empty(used) if self.gradient is None else self.gradient.view(-1)[room - used :]
+        self._logits = [
+            space[rows * block.start : rows * block.stop].view(rows, block.stop - block.start) for block in fitting
+        ]
+
+    def logits(self, index: int) -> Tensor | None:
+        """Where the block's logits [N, width] are kept, if they are."""
+        return self._logits[index] if index < len(self._logits) else None
 
 
 class _RowFactors:
@@ -221,13 +244,15 @@ class _RowFactors:
 
 
 class _Gradients:
-    """Gradients of the inputs that need one, collected block by block."""
+    """Gradients of the inputs that need one, collected block by block; the weight's in ``space`` if given."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...]) -> None:
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...], space: Tensor | None
+    ) -> None:
         self._inputs = hidden, weight
         # Sums over blocks are taken in the accumulation dtype; rows of the weight's gradient are written once.
         self._hidden = torch.zeros_like(hidden, dtype=_accumulation(hidden)) if needed[0] else None
-        self._weight = torch.empty_like(weight) if needed[1] else None
+        self._weight = space if space is not None or not needed[1] else weight.new_empty(weight.shape)
         self._bias = torch.empty_like(bias) if bias is not None and needed[2] else None
 
     def add(self, block: slice, logit_gradient: Tensor) -> None:
