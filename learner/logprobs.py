@@ -131,10 +131,10 @@ class _BlockSoftmax:
 
     def __init__(self, logits: Tensor, temperature: float, scratch: tuple[Tensor, Tensor]) -> None:
         self._spare, space = scratch
-        self.scaled = logits
-        if temperature != 1.0 or logits.dtype != space.dtype:
-            # In the accumulation dtype; a division with ``out`` would be rounded to the logits' dtype first.
-            self.scaled = self._spare.copy_(logits).div_(temperature)
+        # Divided in the accumulation dtype; a division with ``out`` would be rounded to the logits' dtype first.
+        self.scaled = logits if logits.dtype == space.dtype and temperature == 1.0 else self._spare.copy_(logits)
+        if temperature != 1.0:
+            self.scaled.div_(temperature)
         self.probabilities = torch.softmax(self.scaled, -1, out=space)
         self.top = self.scaled.amax(-1)
         self.total = self.probabilities.amax(-1).reciprocal_()
