@@ -87,7 +87,7 @@ def draw_batch(path: Path, groups: int) -> int:
 
 def read_samples(path: str) -> list[Any]:
     """The batch as the learner gets it. The behaviour policy plays no part in ``ppo_clip`` with one minibatch."""
-    from learner.batch import TrainSample
+    from learner.samples import TrainSample
 
     batch = np.load(path)
     responses = np.split(batch["responses"].astype(np.int32), np.cumsum(batch["lengths"])[:-1])
@@ -97,9 +97,9 @@ def read_samples(path: str) -> list[Any]:
             prompt_ids=prompts[group],
             response_ids=response,
             behaviour_logprobs=np.full(len(response), -math.log(VOCABULARY), dtype=np.float32),
+            versions=np.zeros(len(response), dtype=np.int32),
             reward=float(reward),
             group=int(group),
-            oldest_version=0,
         )
         for group, response, reward in zip(batch["groups"], responses, batch["rewards"], strict=True)
     ]

@@ -75,7 +75,7 @@ def check_linear_output(causal_lm: nn.Module) -> None:
     Raises:
         ValueError: the model scales or caps its logits, or its output layer is not a plain ``nn.Linear``.
     """
-    config: Any = causal_lm.config
+    config: Any = causal_lm.config.get_text_config()  # type: ignore[operator, union-attr]
     for key, neutral in LOGIT_TRANSFORMS.items():
         value = getattr(config, key, None)
         if value is not None and value != neutral:
