@@ -309,9 +309,10 @@ def _engine_arguments(model_dir: Path, options: EngineOptions) -> Any:
         _register_architecture(config)
         arguments["block_size"] = CPU_BLOCK_TOKENS
         # A seeded request whose prompt is prefilled in pieces kills vLLM 0.32 on a CPU ("CPU Generator does not
-        # use offset"): no pieces, so a step has to have room for the longest prompt.
+        # use offset"): no pieces, so a step has to have room for the longest prompt, and for a token of every
+        # sequence, without which vLLM does not start.
         arguments["enable_chunked_prefill"] = False
-        arguments["max_num_batched_tokens"] = max(options.max_model_len, CPU_STEP_TOKENS)
+        arguments["max_num_batched_tokens"] = max(options.max_model_len, options.max_sequences, CPU_STEP_TOKENS)
         # A size of our own also spares the warm-up that would measure one; zeroing a GiB takes 1.7 s.
         arguments["kv_cache_memory_bytes"] = _kv_cache_bytes(config, options)
     else:

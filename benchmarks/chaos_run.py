@@ -43,14 +43,20 @@ def role_name(command: Sequence[str]) -> str | None:
 
 
 class WatchedRun:
-    """Starts the launcher in `folder`, made anew, and looks at it once a second until it is ended."""
+    """Starts the launcher in `folder`, made anew, and looks at it once a second until it is ended.
 
-    def __init__(self, config: str, name: str, overrides: Sequence[str], say: Say) -> None:
+    command: of `deepretrieval`, before the config; its options follow the overrides.
+    """
+
+    def __init__(
+        self, config: str, name: str, overrides: Sequence[str], say: Say, command: Sequence[str] = ("train",)
+    ) -> None:
         self.folder = RunFolder(Path("runs") / name)
         self.restarts: Counter[str] = Counter()
         self.steps_lost = 0
         self.peak_queue_bytes = 0
-        self._command = [sys.executable, "-m", "deploy.cli", "train", config, f"run.name={name}", *overrides]
+        verb, *options = command
+        self._command = [sys.executable, "-m", "deploy.cli", verb, config, f"run.name={name}", *overrides, *options]
         self._say = say
         self._launcher: asyncio.subprocess.Process | None = None
         self._output = self.folder.path / "launcher.out"
@@ -91,6 +97,17 @@ class WatchedRun:
             raise RunEndedError(f"the run does not end on Ctrl-C: {self.last_words()}") from None
         if status != 130:
             raise RunEndedError(f"the run ended with status {status}, not 130: {self.last_words()}")
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait for its own end. Raises RunEndedError: not in time, or not as a complete run ends."""
+        assert self._launcher is not None
+        try:
+            status = await asyncio.wait_for(self._launcher.wait(), timeout_s)
+        except TimeoutError:
+            raise RunEndedError(f"the run has not ended after {timeout_s:.0f} s: {self.last_words()}") from None
+        await self._stop_watching()
+        if status != 0:
+            raise RunEndedError(f"the run ended with status {status}: {self.last_words()}")
 
     async def kill(self) -> None:
         """Leave nothing behind, in whatever state it is."""

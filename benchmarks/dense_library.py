@@ -58,7 +58,7 @@ def library_search(corpus: Path, settings: DenseSettings, cache_folder: Path) ->
     device = "cuda" if settings.gpu else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(made.encoder)
     model = AutoModel.from_pretrained(made.encoder).eval().to(device)
-    vectors = np.load(made.vectors)
+    vectors = np.load(made.vectors, allow_pickle=False)
     index: Any = faiss.IndexFlatIP(vectors.shape[1])
     if settings.index == "hnsw":
         index = faiss.IndexHNSWFlat(vectors.shape[1], settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)

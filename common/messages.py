@@ -301,7 +301,7 @@ class Assign(Struct, frozen=True, tag="assign", forbid_unknown_fields=True):
 class Refused(Struct, frozen=True, tag="refused", forbid_unknown_fields=True):
     """These submitted tickets did not fit into the queue: submit them again later."""
 
-    tickets: tuple[Count, ...]
+    tickets: Annotated[tuple[Count, ...], Meta(max_length=MAX_TICKETS)]
     reason: str
 
 

@@ -28,6 +28,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def exports(self) -> Path:
+        """Policies as Hugging Face folders (`deepretrieval export`)."""
+        return self.path / "exports"
+
+    @property
     def weights(self) -> Path:
         """Published policy versions, the newest few."""
         return self.path / "weights"

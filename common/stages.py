@@ -10,8 +10,8 @@ Invariants, after every call:
 3. A worker is never given more leases than the capacity (credit) it declared; declaring less takes none away.
 4. An item comes back to the queue when its lease expires, its worker leaves or says that it lost it, or it is
    released; work that was given out before goes before work that never was.
-5. An `offer` beyond the bounds in items or bytes answers FULL (backpressure), unless it is forced. `bytes` is
-   the sum over the items held.
+5. An `offer` beyond the bounds in items or bytes answers FULL (backpressure). `bytes` is the sum over the items
+   held; it is below the bound before an item is taken in, so above it by less than one item.
 6. A lease expires `lease_s` after it was given or last renewed, no sooner.
 7. `clear` forgets every item and lease and no worker; answers to what was cleared are late.
 
@@ -123,6 +123,19 @@ class Stage(Generic[P]):
             return items
         return min(items, max(1, int((self._max_bytes - self.bytes) / self._recent_size)))
 
+    def room_for_results(self, promised: int) -> int:
+        """How many more results may be promised room here, with `promised` on their way.
+
+        An eighth of the bytes is left free for results that are larger than the recent ones.
+        """
+        items = self._max_items - len(self._items) - promised
+        spare_bytes = self._max_bytes - self._max_bytes // 8 - self.bytes
+        if spare_bytes <= 0:
+            return 0
+        if self._recent_size:
+            items = min(items, max(1, int(spare_bytes / self._recent_size)) - promised)
+        return max(0, items)
+
     def leases_of(self, worker: str) -> int:
         """How many leases a worker holds."""
         known = self._workers.get(worker)
@@ -135,13 +148,11 @@ class Stage(Generic[P]):
 
     # ------------------------------------------------------------------ producers
 
-    def offer(
-        self, item_id: int, payload: P, size: int, priority: tuple[int, ...] = (0,), force: bool = False
-    ) -> Offer:
-        """Queue an item of `size` bytes. `force` is for results of work that was granted while there was room."""
+    def offer(self, item_id: int, payload: P, size: int, priority: tuple[int, ...] = (0,)) -> Offer:
+        """Queue an item of `size` bytes."""
         if item_id in self._items:
             return Offer.DUPLICATE
-        if not force and not self.room:
+        if not self.room:
             return Offer.FULL
         item = self._items[item_id] = Item(item_id, priority, payload, size)
         self.bytes += size

@@ -77,12 +77,21 @@ def prepare_model(config: Config, corpus: Path) -> Path:
         if shape.steps is not None:
             arguments += ["--steps", str(shape.steps)]
         return _build("data", "warm-start", *arguments, *(["--reasoning"] if config.task.reasoning else []))
+    found = local_model(config)
+    if found is not None:
+        return found
     local = Path(os.path.expandvars(config.model.path)).expanduser()
-    if (local / "config.json").is_file():
-        return local.resolve()
     if local.exists() or config.model.path.startswith((".", "/", "~", "$")):
         raise LaunchError(f"model.path {local} holds no model: config.json is missing")
     return _download(config.model.path)
+
+
+def local_model(config: Config) -> Path | None:
+    """The folder of the model that `model.path` names, if it is one; None for a hub id and for null."""
+    if config.model.path is None:
+        return None
+    local = Path(os.path.expandvars(config.model.path)).expanduser()
+    return local.resolve() if (local / "config.json").is_file() else None
 
 
 def _download(hub_id: str) -> Path:

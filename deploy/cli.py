@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.config import Config, load_config
 from common.run_folder import RunFolder
-from deploy import data_commands, doctor, fleet_commands, run_commands, search_server_command
+from deploy import data_commands, doctor, export_command, fleet_commands, run_commands, search_server_command
 from deploy.errors import exit_status, user_message
 from deploy.open_files import allow_open_files
 
@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors the user can mend are one line and exit status 1 (a role: 78 where starting it
     again is of no use)."""
     arguments = _parse(argv)
+    logging.raiseExceptions = bool(os.environ.get("DEEPRETRIEVAL_DEBUG"))  # a log on a full disk is no traceback
     logging.basicConfig(
         level=logging.DEBUG if os.environ.get("DEEPRETRIEVAL_DEBUG") else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     fleet_commands.add_commands(commands)
     data_commands.add_commands(commands)
     _add_report(commands)
+    export_command.add_command(commands)
     check = commands.add_parser("doctor", help="what is installed and configured, and what to do about what is not")
     doctor.add_arguments(check)
     check.set_defaults(handler=lambda arguments: doctor.run(arguments.deep, arguments.json, arguments.config))

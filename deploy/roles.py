@@ -17,12 +17,13 @@ from typing import Literal
 from common.broker.server import BrokerServer
 from common.broker.service import BrokerService, BrokerSettings
 from common.config import Config
+from common.messages import Role
 from common.off_peak import WAITS_FOR, next_open
 from common.quota import USE_GRANT_WITHIN_S
 from common.run_folder import RunFolder
 from common.tasks.from_config import task_of
 from common.transport.client import BrokerClient
-from common.transport.keys import load_run_keys
+from common.transport.keys import RunKeys, load_run_keys
 from deploy.engines import answerer_of, slots_of
 from deploy.service_rules import check_service
 
@@ -133,7 +134,7 @@ async def _rewarder(config: Config, keys: Path, endpoint: str, name: str) -> Non
     from rewarders.loop import Rewarder
     from rewarders.scoring import Scorer
 
-    client = BrokerClient(endpoint, load_run_keys(keys, "rewarder"), "rewarder", name)
+    client = _client(config, endpoint, load_run_keys(keys, "rewarder"), "rewarder", name)
     await client.start()
     task = task_of(config)
     if config.search.quota and config.search.quota.off_peak:
@@ -146,6 +147,10 @@ async def _rewarder(config: Config, keys: Path, endpoint: str, name: str) -> Non
             await rewarder.run()
     finally:
         await client.close()
+
+
+def _client(config: Config, endpoint: str, keys: RunKeys, role: Role, name: str) -> BrokerClient:
+    return BrokerClient(endpoint, keys, role, name, max_frame_bytes=config.broker.max_frame_mib << 20)
 
 
 def run_actor(config: Config, keys: Path, endpoint: str, name: str | None) -> None:
@@ -177,7 +182,7 @@ async def _actor(config: Config, keys: Path, endpoint: str, name: str) -> None:
             gpu_memory_share=section.gpu_memory_share,
         ),
     )
-    client = BrokerClient(endpoint, run_keys, "actor", name)
+    client = _client(config, endpoint, run_keys, "actor", name)
     await client.start()
     client.set_status(f"starting {engine.name}")
     receiver = WeightReceiver(run_keys)

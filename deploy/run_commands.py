@@ -71,6 +71,7 @@ def _run(arguments: argparse.Namespace, connect: Callable[[], Site], engine_of: 
     check_values(config)
     if arguments.dry_run:
         print(to_yaml(config), end="")
+        print(f"# memory: {_learner_memory(config)}")
         return 0
     from rich.console import Console
 
@@ -93,6 +94,20 @@ def _run(arguments: argparse.Namespace, connect: Callable[[], Site], engine_of: 
     with RunLock(run_folder(config).path), contextlib.closing(connect()) as site:
         logging.getLogger().handlers = _launcher_log(config)
         return asyncio.run(LaunchedRun(config, engine, arguments.resume, console, site).run())
+
+
+def _learner_memory(config: Config) -> str:
+    """What the learner will need, as far as it can be said without downloading or building the model."""
+    from deploy.assets import local_model
+    from learner.memory import estimate_memory, read_shape
+
+    folder = local_model(config)
+    if folder is None:
+        return f"known once the model is here ({config.model.path or 'built on first use'})"
+    try:
+        return estimate_memory(config, read_shape(folder)).describe()
+    except (OSError, ValueError) as error:
+        return f"unknown: {error}"
 
 
 def _launcher_log(config: Config) -> list[logging.Handler]:

@@ -12,7 +12,7 @@ from deploy.engines import has_server
 from deploy.search_cache import cache_settled
 from deploy.sites import LOOPBACK, Site
 
-_RESULTS = ("plots", "rewrites.md")  # beside those that `RunFolder` names
+_RESULTS = ("exports", "plots", "rewrites.md")  # beside those that `RunFolder` names
 
 
 def with_addresses(config: Config, engine: str, site: Site) -> Config:

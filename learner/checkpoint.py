@@ -149,13 +149,37 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> bytes:
 def latest_valid(directory: str | Path) -> Path | None:
     """The newest complete and undamaged checkpoint, or None; damaged ones are named in a warning and skipped."""
     for folder in reversed(_checkpoints(Path(directory))):
-        try:
-            _require_valid(folder)
-        except CheckpointError as error:
-            logger.warning("%s; trying the one before it", error)
-        else:
+        if (problem := _problem(folder)) is None:
             return folder
+        logger.warning("%s; trying the one before it", problem)
     return None
+
+
+def find_checkpoint(directory: str | Path, step: int | None = None) -> Path:
+    """The newest valid checkpoint of ``step``, or of all steps where it is None (see ``latest_valid``).
+
+    Raises:
+        CheckpointError: there is none; the message says why, and which steps there are.
+    """
+    folder = Path(directory)
+    wanted = [entry for entry in _checkpoints(folder) if step in (None, step_of(entry))]
+    for candidate in reversed(wanted):
+        if (problem := _problem(candidate)) is None:
+            return candidate
+        logger.warning("%s", problem)
+    steps = sorted({step_of(entry) for entry in _checkpoints(folder) if _problem(entry) is None})
+    known = f"available: {', '.join(map(str, steps))}" if steps else "it holds no valid checkpoint"
+    reason = "its checkpoint is damaged" if wanted else "it has none"
+    of = "" if step is None else f" of step {step} ({reason})"
+    raise CheckpointError(f"no valid checkpoint{of} in {folder}; {known}")
+
+
+def step_of(checkpoint: Path) -> int:
+    """Training steps done in a checkpoint, from the name of its folder."""
+    match = _FOLDER.fullmatch(checkpoint.name)
+    if match is None:
+        raise CheckpointError(f"{checkpoint} is no checkpoint: its name is not step-N")
+    return int(match[1])
 
 
 def _checkpoints(directory: Path) -> list[Path]:
@@ -184,6 +208,15 @@ def _require_valid(folder: Path) -> None:
                 raise CheckpointError(f"checkpoint {folder} is damaged: {name} is not what was written")
     except (OSError, msgspec.MsgspecError) as error:
         raise CheckpointError(f"checkpoint {folder} is incomplete: {error}") from None
+
+
+def _problem(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None for a valid one."""
+    try:
+        _require_valid(folder)
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def _write_own_files(temporary: Path, state: FrozenState) -> None:

@@ -6,14 +6,14 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
-import queue
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from common import messages as m
-from common.transport.client import BrokerClient, BrokerUnreachableError
+from common.transport.client import MAX_FRAME_BYTES, Assignment, BrokerClient, BrokerUnreachableError
 from common.transport.keys import RunKeys
+from learner.group_queue import GroupQueue
 
 logger = logging.getLogger(__name__)
 
@@ -21,31 +21,45 @@ T = TypeVar("T")
 TRAIN_CREDIT = 1024  # of groups on their way here; what may be outstanding is bounded by admission, not by this
 STATUS_EVERY_S = 1.0
 RESUBMIT_S = 1.0
+ROOM_CHECK_S = 0.05
+GROUPS_HERE, GROUP_BYTES_HERE = 1024, 256 << 20  # that wait for the loop; more stay at the broker
 
 
 class LearnerConnection:
     """Thread-safe: tickets and run states go out, scored groups come in.
 
+    What waits here for the loop is bounded in groups and bytes (`groups`). Beyond that no lease is completed, so no
+    more than `TRAIN_CREDIT` groups follow, the broker's stage `train` fills, and those before it wait.
+
     Args:
         incarnation: of this learner; larger than that of any earlier one.
         timeout_s: how long to wait for the broker.
+        max_frame_bytes: the largest frame accepted from it.
 
     Raises:
         BrokerUnreachableError: no broker, wrong keys, or a newer learner leads the run (`superseded` is set then).
     """
 
-    def __init__(self, endpoint: str, keys: RunKeys, incarnation: int, timeout_s: float = 30.0) -> None:
-        self.groups: queue.Queue[m.ScoredGroup] = queue.Queue()
+    def __init__(
+        self,
+        endpoint: str,
+        keys: RunKeys,
+        incarnation: int,
+        timeout_s: float = 30.0,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
+    ) -> None:
+        self.groups = GroupQueue(GROUPS_HERE, GROUP_BYTES_HERE)
         self.fleet: m.StatusReply | None = None
         self.superseded = threading.Event()  # a newer learner leads this run
         self.incarnation = incarnation
         self._open: dict[int, m.Ticket] = {}  # submitted and not answered; touched in the thread only
+        self._refused: set[int] = set()  # open, and to be submitted again
         self._loop = asyncio.new_event_loop()
         self._client: BrokerClient | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="learner-connection", daemon=True)
         self._thread.start()
-        self._await(self._start(endpoint, keys, timeout_s), timeout_s=2 * timeout_s)
+        self._await(self._start(endpoint, keys, timeout_s, max_frame_bytes), timeout_s=2 * timeout_s)
 
     def submit(self, tickets: list[m.Ticket]) -> None:
         """Offer tickets for generation. Each is answered by one group, whatever becomes of the broker."""
@@ -86,10 +100,20 @@ class LearnerConnection:
     def _await(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
-    async def _start(self, endpoint: str, keys: RunKeys, timeout_s: float) -> None:
+    async def _start(self, endpoint: str, keys: RunKeys, timeout_s: float, max_frame_bytes: int) -> None:
         # The name holds the incarnation: a learner that wakes up after its successor has started is no known peer.
         name = f"learner-{self.incarnation}"
-        client = BrokerClient(endpoint, keys, "learner", name, self.incarnation, self._connected, self.superseded.set)
+        client = BrokerClient(
+            endpoint,
+            keys,
+            "learner",
+            name,
+            self.incarnation,
+            on_connect=self._connected,
+            on_superseded=self.superseded.set,
+            on_refused=self._note_refused,
+            max_frame_bytes=max_frame_bytes,
+        )
         self._client = client
         await client.start(timeout_s)
         client.serve("train", TRAIN_CREDIT)
@@ -114,17 +138,21 @@ class LearnerConnection:
     async def _receive(self, client: BrokerClient) -> None:
         while True:
             assignment = await client.assignments.get()
-            if not client.holds(assignment):
-                continue  # of an earlier time of the broker's: it comes again if it still counts
-            try:
-                group = m.decode_scored_group(assignment.payload)
-            except m.MessageError as error:
-                logger.error("a group could not be read, it will be delivered again: %s", error)
-                client.release(assignment, RESUBMIT_S, str(error))
-                continue
-            if self._open.pop(group.ticket.ticket_id, None) is not None:  # else it was delivered before
-                self.groups.put(group)
-            client.complete(assignment)
+            while self.groups.full():
+                await asyncio.sleep(ROOM_CHECK_S)
+            if client.holds(assignment):  # else it comes again if it still counts
+                self._accept(client, assignment)
+
+    def _accept(self, client: BrokerClient, assignment: Assignment) -> None:
+        try:
+            group = m.decode_scored_group(assignment.payload)
+        except m.MessageError as error:
+            logger.error("a group could not be read, it will be delivered again: %s", error)
+            client.release(assignment, RESUBMIT_S, str(error))
+            return
+        if self._open.pop(group.ticket.ticket_id, None) is not None:  # else it was delivered before
+            self.groups.put(group, sum(map(len, assignment.payload)))
+        client.complete(assignment)
 
     async def _watch_fleet(self, client: BrokerClient) -> None:
         while True:
@@ -132,9 +160,12 @@ class LearnerConnection:
                 self.fleet = await client.fleet_status()
             await asyncio.sleep(STATUS_EVERY_S)
 
+    def _note_refused(self, tickets: tuple[int, ...]) -> None:
+        logger.warning("the broker's queue is full: %d tickets wait", len(tickets))
+        self._refused.update(ticket_id for ticket_id in tickets if ticket_id in self._open)
+
     async def _resubmit_refused(self, client: BrokerClient) -> None:
         while True:
-            refused = await client.refused.get()
-            logger.warning("the broker's queue is full: %d tickets wait", len(refused))
             await asyncio.sleep(RESUBMIT_S)
-            client.submit([self._open[ticket_id] for ticket_id in refused if ticket_id in self._open])
+            client.submit([self._open[ticket_id] for ticket_id in sorted(self._refused) if ticket_id in self._open])
+            self._refused.clear()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from learner.batch import MicroBatch
-from learner.policy import COMPUTE_DTYPES, predicting_states, read_causal_lm, release_gathered, shard
+from learner.loading import DEFAULT, LoadSettings, prepare_layers, read_causal_lm
+from learner.policy import predicting_states, release_gathered
+from learner.sharding import COMPUTE_DTYPES, shard
 from learner.value_head import ValueHead, shard_value_head
 
 
@@ -44,16 +47,19 @@ class Critic(nn.Module):
         self._named_shards = dict(self.named_parameters())
 
 
-def load_critic(model_dir: str | Path, mesh: DeviceMesh, compute_dtype: str = "float32") -> Critic:
+def load_critic(model_dir: str | Path, mesh: DeviceMesh, settings: LoadSettings = DEFAULT) -> Critic:
     """A critic that starts from the language model in ``model_dir``, as the original's does, sharded like the policy.
+
+    All its weights are trained, also where the policy trains adapters only.
 
     Raises:
         FileNotFoundError: the folder holds no config.json.
-        ValueError: unknown compute dtype.
     """
-    critic = Critic(read_causal_lm(model_dir).base_model)
+    critic = Critic(read_causal_lm(model_dir, torch.float32).base_model)
     critic.train()
-    shard_value_head(critic.head, mesh)
-    shard(critic, critic.backbone.layers, mesh, COMPUTE_DTYPES[compute_dtype])
+    layers = critic.backbone.layers
+    prepare_layers(layers, settings)
+    shard_value_head(critic.head, mesh, settings.offload)
+    shard(critic, layers, mesh, COMPUTE_DTYPES[settings.compute_dtype], settings.offload)
     critic.note_shards()
     return critic

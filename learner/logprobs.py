@@ -1,7 +1,8 @@
 """Log-probabilities and entropies straight from hidden states, without the [tokens, vocabulary] logits.
 
 The vocabulary is walked in blocks of output rows with an online softmax (Milakov and Gimelshein, arXiv
-1805.02867); the backward pass computes each block's logits again. With z = logits / temperature and p = softmax(z):
+1805.02867). The backward pass computes a block's logits again unless they found room where the weight's gradient will
+be. With z = logits / temperature and p = softmax(z):
 
     d logp_y / d z = onehot(y) - p,    d H / d z = -p (log p + H),    H = -sum_v p_v log p_v.
 """
@@ -18,8 +19,8 @@ from torch.autograd.function import once_differentiable
 # products to run at full speed.
 BLOCK_ELEMENTS = 1 << 22
 MIN_BLOCK_WIDTH = 1024
-# Logits up to this many bytes wait for the backward pass and are not computed twice. A small vocabulary fits whole.
-KEPT_BYTES = 768 << 20
+# Logits of this many bytes may wait for the backward pass in memory of their own: a small vocabulary is computed once.
+KEPT_BYTES = 256 << 20
 # What transformers models do to the output layer's logits, by the config key that asks for it and the value that
 # leaves them alone (None always does).
 LOGIT_TRANSFORMS = {
@@ -39,7 +40,7 @@ def linear_logprobs(
     """Score one token per hidden state under softmax((hidden @ weight.T + bias) / temperature).
 
     Matrix products run in the inputs' dtype, everything else in float32 (float64 for float64 inputs). Memory
-    beyond the gradients is a few blocks of logits plus at most ``KEPT_BYTES``.
+    beyond the gradients is three blocks of logits plus at most ``KEPT_BYTES``; without gradients, the blocks alone.
 
     Args:
         hidden: float [N, H], N may be 0.
@@ -63,8 +64,8 @@ def linear_logprobs(
     if hidden.dtype != weight.dtype:
         raise ValueError(f"hidden states are {hidden.dtype}, the output weight {weight.dtype}: cast one of them")
     differentiated = any(tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias))
-    kept_bytes = KEPT_BYTES if torch.is_grad_enabled() and differentiated else 0
-    logprobs, entropy = _LinearLogprobs.apply(hidden, weight, bias, targets, temperature, kept_bytes)
+    keep = torch.is_grad_enabled() and differentiated
+    logprobs, entropy = _LinearLogprobs.apply(hidden, weight, bias, targets, temperature, keep)
     return logprobs, entropy
 
 
@@ -74,7 +75,7 @@ def check_linear_output(causal_lm: nn.Module) -> None:
     Raises:
         ValueError: the model scales or caps its logits, or its output layer is not a plain ``nn.Linear``.
     """
-    config: Any = causal_lm.config
+    config: Any = causal_lm.config.get_text_config()  # type: ignore[operator, union-attr]
     for key, neutral in LOGIT_TRANSFORMS.items():
         value = getattr(config, key, None)
         if value is not None and value != neutral:
@@ -90,37 +91,57 @@ def check_linear_output(causal_lm: nn.Module) -> None:
 
 
 class _OnlineSoftmax:
-    """Softmax statistics of N rows, updated block by block of their columns.
+    """Softmax statistics of N rows over the columns seen so far, each [N].
 
-    ``top`` is the largest logit so far, before the temperature; ``total`` = sum exp(s) and ``weighted`` =
-    sum s exp(s) over s = (logit - top) / temperature; ``target`` is the target's logit. All [N]. Because s, not z, is
-    summed, logits of any size lose no precision.
+    ``top`` is the largest z, ``total`` = sum exp(z - top), ``mean`` = E[z - top], ``target`` the target's z. Because
+    z - top, not z, is summed, logits of any size lose no precision.
     """
 
     def __init__(self, hidden: Tensor, targets: Tensor, temperature: float) -> None:
         self.targets, self.temperature = targets, temperature
         self.top = torch.full(targets.shape, -torch.inf, dtype=_accumulation(hidden), device=hidden.device)
-        self.total, self.weighted, self.target = (torch.zeros_like(self.top) for _ in range(3))
+        self.total, self.mean, self.target = (torch.zeros_like(self.top) for _ in range(3))
 
     def add(self, logits: Tensor, start: int, scratch: tuple[Tensor, Tensor]) -> None:
         """Take in the columns from ``start`` on, [N, width] in the compute dtype; overwrites ``scratch``."""
-        top = torch.maximum(self.top, logits.amax(-1).to(self.top.dtype))
-        # Before the first block this is -inf, and 0 * -inf not a number; exp(-1000) is 0 as well.
-        sunk = (self.top - top).div_(self.temperature).clamp_(min=-1000.0)
-        shifted, exponentials = _exponentials(logits, top, self.temperature, scratch)
-        kept = sunk.exp()
-        total = exponentials.sum(-1)
-        self.weighted = kept * (self.weighted + sunk * self.total) + shifted.mul_(exponentials).sum(-1)
-        self.total = kept * self.total + total
-        self.top = top
+        block = _BlockSoftmax(logits, self.temperature, scratch)
         columns, inside = _columns_inside(self.targets, start, logits.shape[1])
-        self.target = torch.where(inside, logits.gather(-1, columns).squeeze(-1), self.target)
+        self.target = torch.where(inside, block.scaled.gather(-1, columns).squeeze(-1), self.target)
+        top = torch.maximum(self.top, block.top)
+        # Before the first block this is -inf, and 0 * -inf not a number; exp(-1000) is 0 as well.
+        sunk, below = (self.top - top).clamp_(min=-1000.0), block.top - top
+        old, new = sunk.exp() * self.total, below.exp() * block.total
+        mean = block.relative_to(block.top).mul_(block.probabilities).sum(-1)
+        self.top, self.total = top, old + new
+        self.mean = (old * (self.mean + sunk) + new * (mean + below)) / self.total
 
     def scores(self) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the targets and entropies, once all columns are in."""
         normaliser = self.total.log()
-        logprobs = (self.target - self.top) / self.temperature - normaliser
-        return logprobs, normaliser - self.weighted / self.total
+        return self.target - self.top - normaliser, normaliser - self.mean
+
+
+class _BlockSoftmax:
+    """One block's softmax: torch's own kernel, whose exponentials are faster than ``torch.exp`` on a CPU.
+
+    ``scaled`` = z [N, width] and ``probabilities`` sit in ``scratch`` (``scaled`` in ``logits`` where nothing has to
+    be done to them); ``top`` [N] is the largest z and ``total`` [N] = sum exp(z - top), whose inverse is the largest
+    probability.
+    """
+
+    def __init__(self, logits: Tensor, temperature: float, scratch: tuple[Tensor, Tensor]) -> None:
+        self._spare, space = scratch
+        # Divided in the accumulation dtype; a division with ``out`` would be rounded to the logits' dtype first.
+        self.scaled = logits if logits.dtype == space.dtype and temperature == 1.0 else self._spare.copy_(logits)
+        if temperature != 1.0:
+            self.scaled.div_(temperature)
+        self.probabilities = torch.softmax(self.scaled, -1, out=space)
+        self.top = self.scaled.amax(-1)
+        self.total = self.probabilities.amax(-1).reciprocal_()
+
+    def relative_to(self, level: Tensor) -> Tensor:
+        """z - level [N, width], for a level of [N]; ``scaled`` must not be used after it."""
+        return torch.sub(self.scaled, level.unsqueeze(-1), out=self._spare)
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -132,83 +153,106 @@ class _LinearLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         temperature: float,
-        kept_bytes: int,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         blocks = _blocks(len(hidden), len(weight))
         statistics = _OnlineSoftmax(hidden, targets, temperature)
         buffers = _Buffers(hidden, blocks)
-        kept: list[Tensor] = []
-        for block in blocks:
-            logits = buffers.logits(block)
-            if kept_bytes >= logits.nbytes:
-                kept_bytes -= logits.nbytes
-                logits = torch.empty_like(logits)
-                kept.append(logits)
-            else:
-                kept_bytes = 0  # the kept blocks are the first ones
+        kept = _KeptLogits(hidden, weight, blocks, ctx.needs_input_grad[1]) if keep else None
+        for index, block in enumerate(blocks):
+            logits = kept.logits(index) if kept else None
+            logits = buffers.logits(block) if logits is None else logits
             _project(hidden, weight, bias, block, logits)
             statistics.add(logits, block.start, buffers.scratch(block))
-        ctx.save_for_backward(
-            hidden, weight, bias, targets, statistics.top, statistics.total, statistics.weighted, *kept
-        )
-        ctx.temperature = temperature
+        ctx.save_for_backward(hidden, weight, bias, targets, statistics.top, statistics.total, statistics.mean)
+        ctx.kept, ctx.temperature = kept, temperature
         ctx.set_materialize_grads(False)
         return statistics.scores()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, top, total, weighted, *kept = ctx.saved_tensors
-        rows = _RowFactors(upstream, top, total, weighted / total, ctx.temperature)
-        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
+        hidden, weight, bias, targets, top, total, mean = ctx.saved_tensors
+        # The gradient will overwrite what was kept, so a second backward pass computes everything again.
+        kept, ctx.kept = ctx.kept, None
+        rows = _RowFactors(upstream, top, total, mean, ctx.temperature)
+        gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad, kept.gradient if kept else None)
         blocks = _blocks(len(hidden), len(weight))
         buffers = _Buffers(hidden, blocks)
         for index, block in enumerate(blocks):
-            if index < len(kept):
-                logits = kept[index]
-            else:
+            logits = kept.logits(index) if kept else None
+            if logits is None:
                 logits = buffers.logits(block)
                 _project(hidden, weight, bias, block, logits)
             gradients.add(block, rows.logit_gradient(logits, block.start, targets, buffers.scratch(block)))
         return *gradients.results(), None, None, None
 
 
-class _RowFactors:
-    """What one row of the logits' gradient needs to know; dz = p (-g - h (s - E[s])) + g onehot, over the temperature.
+class _KeptLogits:
+    """The logits of the first blocks, from the forward to the backward pass.
 
-    g and h are the upstream gradients of log-probability and entropy; log p + H = s - E[s] with s as in
-    ``_OnlineSoftmax``.
+    Large ones lie at the end of what will be the weight's gradient (``gradient``, else None), whose rows are written
+    from its start, block by block as the logits are read. It never reaches logits not yet read: when s of the K
+    columns kept are done, it is s H long and the logits of the others begin at V H - N (K - s). That s H is not more
+    is linear in s and true at both ends, as N K <= V H and K <= V.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, blocks: list[slice], weight_needs_gradient: bool) -> None:
+        rows, own = len(hidden), KEPT_BYTES // hidden.itemsize
+        shares = weight_needs_gradient and min(rows * len(weight), weight.numel()) > own
+        room = weight.numel() if shares else own
+        fitting = [block for block in blocks if rows * block.stop <= room]
+        used = rows * sum(block.stop - block.start for block in fitting)
+        self.gradient = weight.new_empty(weight.shape) if shares else None
+        space = hidden.new_empty(used) if self.gradient is None else self.gradient.view(-1)[room - used :]
+        self._logits = [
+            space[rows * block.start : rows * block.stop].view(rows, block.stop - block.start) for block in fitting
+        ]
+
+    def logits(self, index: int) -> Tensor | None:
+        """Where the block's logits [N, width] are kept, if they are."""
+        return self._logits[index] if index < len(self._logits) else None
+
+
+class _RowFactors:
+    """What the rows of the logits' gradient share; dz = p (-g - h (z - E[z])) + g onehot, over the temperature.
+
+    g and h are the upstream gradients of log-probability and entropy; log p + H = z - E[z].
     """
 
     def __init__(
         self, upstream: tuple[Tensor | None, ...], top: Tensor, total: Tensor, mean: Tensor, temperature: float
     ) -> None:
-        of_logprobs, of_entropy = upstream
-        self.top, self.mean, self.temperature = top, mean.unsqueeze(-1), temperature
-        of_logprobs = torch.zeros_like(top) if of_logprobs is None else of_logprobs
-        self.hot = (of_logprobs / temperature).unsqueeze(-1)
-        self.scale = -self.hot / total.unsqueeze(-1)
-        self.entropy_scale = None if of_entropy is None else -(of_entropy / temperature / total).unsqueeze(-1)
+        of_logprobs, of_entropy = (None if each is None else each / temperature for each in upstream)
+        self._top, self._total, self._mean, self._temperature = top, total, mean, temperature
+        self._of_logprobs = torch.zeros_like(top) if of_logprobs is None else of_logprobs
+        self._of_entropy = of_entropy
 
     def logit_gradient(self, logits: Tensor, start: int, targets: Tensor, scratch: tuple[Tensor, Tensor]) -> Tensor:
         """Gradient with respect to a block's logits, [N, width] in the accumulation dtype, inside ``scratch``."""
-        shifted, exponentials = _exponentials(logits, self.top, self.temperature, scratch)
-        if self.entropy_scale is None:
-            gradient = exponentials.mul_(self.scale)
+        block = _BlockSoftmax(logits, self._temperature, scratch)
+        share = (block.top - self._top).exp() * block.total / self._total  # of all probability, in this block
+        scale = (-share * self._of_logprobs).unsqueeze(-1)
+        if self._of_entropy is None:
+            gradient = block.probabilities.mul_(scale)
         else:
-            gradient = shifted.sub_(self.mean).mul_(self.entropy_scale).add_(self.scale).mul_(exponentials)
+            surprise = block.relative_to(self._top).sub_(self._mean.unsqueeze(-1))
+            entropy_scale = (-share * self._of_entropy).unsqueeze(-1)
+            gradient = surprise.mul_(entropy_scale).add_(scale).mul_(block.probabilities)
         columns, inside = _columns_inside(targets, start, logits.shape[1])
-        return gradient.scatter_add_(-1, columns, torch.where(inside.unsqueeze(-1), self.hot, 0.0))
+        return gradient.scatter_add_(-1, columns, torch.where(inside, self._of_logprobs, 0.0).unsqueeze(-1))
 
 
 class _Gradients:
-    """Gradients of the inputs that need one, collected block by block."""
+    """Gradients of the inputs that need one, collected block by block; the weight's in ``space`` if given."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...]) -> None:
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...], space: Tensor | None
+    ) -> None:
         self._inputs = hidden, weight
         # Sums over blocks are taken in the accumulation dtype; rows of the weight's gradient are written once.
         self._hidden = torch.zeros_like(hidden, dtype=_accumulation(hidden)) if needed[0] else None
-        self._weight = torch.empty_like(weight) if needed[1] else None
+        self._weight = space if space is not None or not needed[1] else weight.new_empty(weight.shape)
         self._bias = torch.empty_like(bias) if bias is not None and needed[2] else None
 
     def add(self, block: slice, logit_gradient: Tensor) -> None:
@@ -267,16 +311,6 @@ def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, block: slice, 
         torch.mm(hidden, weight[block].T, out=out)
     else:
         torch.addmm(bias[block], hidden, weight[block].T, out=out)
-
-
-def _exponentials(
-    logits: Tensor, top: Tensor, temperature: float, scratch: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """s = (logits - top) / temperature and exp(s), in ``scratch``."""
-    shifted = torch.sub(logits, top.unsqueeze(-1), out=scratch[0])
-    if temperature != 1.0:
-        shifted.div_(temperature)
-    return shifted, torch.exp(shifted, out=scratch[1])
 
 
 def _columns_inside(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from common.run_folder import RunFolder
 from common.tasks.from_config import task_of
 from common.tracking.tracker import Tracker
 from common.transport.keys import load_run_keys
+from learner.adapters import LoraSettings
 from learner.checkpoint import CheckpointError, latest_valid, load_checkpoint
 from learner.connection import LearnerConnection
 from learner.distributed import initialize, shutdown
@@ -82,6 +83,10 @@ def trainer_settings(config: Config) -> TrainerSettings:
         micro_batch_tokens=learner.micro_batch_tokens,
         temperature=config.sampling.temperature,
         compute_dtype=learner.dtype,
+        lora=None if learner.lora is None else LoraSettings(**learner.lora.model_dump()),
+        activation_checkpointing=learner.activation_checkpointing,
+        compile=learner.compile,
+        offload=learner.offload,
         seed=config.run.seed,
         **algorithm.model_dump(exclude={"filter_zero_variance"}) | {"kl_estimator": algorithm.chosen_kl_estimator},
     )
@@ -125,7 +130,7 @@ def _lead(
     )
     weights = WeightServer(folder.weights, keys, host)
     incarnation = max(time.time_ns() // 1_000_000, resumed.incarnation + 1 if resumed else 0)  # clocks may go back
-    connection = LearnerConnection(endpoint, keys, incarnation)
+    connection = LearnerConnection(endpoint, keys, incarnation, max_frame_bytes=config.broker.max_frame_mib << 20)
     parts = LearnerParts(
         config=config,
         folder=folder,

@@ -6,24 +6,18 @@ Only the hidden states that predict a response token are scored, and their logit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
-from learner.attention import PACKED, check_attention, prepare_layout
+from learner.adapters import Adapter, adapters_off, find_adapters, merge, original_name
+from learner.attention import prepare_layout
 from learner.batch import MicroBatch
 from learner.logprobs import check_linear_output, linear_logprobs
-from learner.value_head import ValueHead, shard_value_head
-
-COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from learner.value_head import ValueHead
 
 
 class ResponseScores(NamedTuple):
@@ -49,7 +43,9 @@ class Policy(nn.Module):
         self.causal_lm = causal_lm
         self.value_head = value_head
         self.device = device
-        self._named_shards = dict(causal_lm.named_parameters())
+        self._shards: dict[str, nn.Parameter] = {}
+        self._adapters: dict[str, Adapter] = {}
+        self.note_shards()
 
     @property
     def config(self) -> Any:
@@ -75,31 +71,52 @@ class Policy(nn.Module):
         release_gathered(self)
         return scores
 
+    @torch.no_grad()
+    def reference_logprobs(self, batch: MicroBatch, temperature: float) -> Tensor:
+        """Log-probabilities, float32 [N] and without gradient, under the weights that training leaves alone.
+
+        With adapters these are the weights without them; in a frozen model, all. All ranks call this together.
+        """
+        with adapters_off(self.causal_lm):
+            return self.score(batch, temperature).logprobs
+
+    def note_shards(self) -> None:
+        """Remember the parameters as they are now: to be called once they are sharded, before any forward pass."""
+        self._shards = dict(self.causal_lm.named_parameters())
+        self._adapters = find_adapters(self.causal_lm)
+
     def named_shards(self) -> dict[str, nn.Parameter]:
-        """This rank's float32 master weights (DTensors once sharded) by Hugging Face name.
+        """This rank's float32 master weights (DTensors once sharded) by name: those that are trained.
 
         A parameter under several names, as an output layer tied to the input embedding, comes once. Unlike
         ``named_parameters()`` these never are the gathered weights in the compute dtype.
         """
-        return self._named_shards
-
-    def note_shards(self) -> None:
-        """Remember the parameters as they are once sharded."""
-        self._named_shards = dict(self.causal_lm.named_parameters())
+        return {name: parameter for name, parameter in self._shards.items() if parameter.requires_grad}
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """The whole model under its Hugging Face names, float32 on the CPU, as copies.
+        """The whole model under its Hugging Face names, float32 on the CPU, as copies; adapters are added in.
 
         All ranks call this together; rank 0 gets the tensors, the others an empty dict. An output layer tied
         to the input embedding is left out, as in Hugging Face checkpoints.
         """
         leads = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        added = {name for adapter in self._adapters.values() for name in (adapter.down, adapter.up)}
         state: dict[str, Tensor] = {}
-        for name, parameter in self._named_shards.items():
-            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        for name in self._shards:
+            if name in added:
+                continue
+            weight = self._gathered(name)
+            adapter = self._adapters.get(name)
+            if adapter is not None:
+                down, up = self._gathered(adapter.down), self._gathered(adapter.up)
+                weight = merge(weight, down, up, adapter.scale) if leads else weight
             if leads:
-                state[name] = full.detach().to("cpu", copy=True)
+                state[original_name(name)] = weight.to("cpu", torch.float32, copy=True)
         return state
+
+    def _gathered(self, name: str) -> Tensor:
+        parameter = self._shards[name].detach()
+        return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def predicting_states(backbone: Any, batch: MicroBatch) -> Tensor:
@@ -123,67 +140,3 @@ def release_gathered(module: nn.Module) -> None:
         for part in module.modules():
             if isinstance(part, FSDPModule):
                 part.reshard()
-
-
-def load_policy(
-    model_dir: str | Path,
-    mesh: DeviceMesh,
-    compute_dtype: str = "float32",
-    trainable: bool = True,
-    value_head: bool = False,
-) -> Policy:
-    """Load a Hugging Face causal language model from a local folder and shard it over ``mesh``.
-
-    Master weights stay float32; with "bfloat16" FSDP casts them for the forward and backward pass and reduces
-    the gradients in float32.
-
-    Args:
-        value_head: add one, for a critic that shares this model.
-
-    Raises:
-        FileNotFoundError: the folder holds no config.json.
-        ValueError: unknown compute dtype, or a model that ``check_linear_output`` or ``check_attention`` refuses.
-    """
-    if compute_dtype not in COMPUTE_DTYPES:
-        raise ValueError(f"unknown compute dtype {compute_dtype!r}: choose one of {', '.join(COMPUTE_DTYPES)}")
-    causal_lm = read_causal_lm(model_dir)
-    device = torch.device(f"cuda:{torch.cuda.current_device()}" if mesh.device_type == "cuda" else "cpu")
-    policy = Policy(causal_lm, device, ValueHead(causal_lm.config.hidden_size) if value_head else None)
-    policy.requires_grad_(trainable).train(trainable)
-    if policy.value_head is not None:
-        shard_value_head(policy.value_head, mesh)
-    shard(policy, causal_lm.base_model.layers, mesh, COMPUTE_DTYPES[compute_dtype])
-    policy.note_shards()
-    return policy
-
-
-def read_causal_lm(model_dir: str | Path) -> Any:
-    """The transformers model in ``model_dir``, float32 on the CPU.
-
-    Raises:
-        FileNotFoundError: the folder holds no config.json.
-        ValueError: a model with another attention than packed rows have.
-    """
-    directory = Path(model_dir)
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"no model in {directory}: config.json is missing; point the model path at a HF folder")
-    transformers_logging.disable_progress_bar()
-    causal_lm = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=torch.float32,
-        attn_implementation=PACKED,
-        local_files_only=True,
-        use_safetensors=True,
-    )
-    check_attention(causal_lm)
-    return causal_lm
-
-
-def shard(module: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
-    """Apply FSDP2 to every decoder layer and to the root ``module``, in place."""
-    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
-    # With one rank there is nothing to free between forward and backward: resharding would only copy.
-    reshard = mesh.size() > 1
-    for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=reshard)
-    fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=False)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 
+from learner.adapters import LoraSettings
 from learner.advantages import ADVANTAGES, NEEDS_CRITIC, AdvantageSettings
+from learner.loading import LoadSettings
 from learner.losses import DENOMINATORS, KL_ESTIMATORS, LOSSES, LossSettings
-from learner.policy import COMPUTE_DTYPES
 
 LR_SCHEDULES = ("constant", "linear", "cosine")
 CRITICS = ("none", "separate", "shared")
@@ -46,8 +47,8 @@ class TrainerSettings:
         micro_batch_tokens: input tokens per forward pass; a sample that is longer has one to itself.
         share_prompts: compute the prompt of a group once instead of once per response.
         temperature: sampling temperature of the behaviour policy.
-        compute_dtype: "float32" or "bfloat16"; master weights are float32 either way.
-        seed: of the minibatch shuffle.
+        compute_dtype, lora, activation_checkpointing, compile, offload: see ``LoadSettings``.
+        seed: of the minibatch shuffle and of the adapters.
     """
 
     lr: float = 1e-6
@@ -85,6 +86,10 @@ class TrainerSettings:
     share_prompts: bool = True
     temperature: float = 1.0
     compute_dtype: str = "float32"
+    lora: LoraSettings | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
+    offload: str = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -104,6 +109,7 @@ class TrainerSettings:
             raise ValueError(f"value_clip must be positive (None turns it off), got {self.value_clip}")
         self.loss_settings()
         self.advantage_settings()
+        self.load_settings()
 
     def loss_settings(self) -> LossSettings:
         """The part that the policy losses read.
@@ -121,6 +127,16 @@ class TrainerSettings:
         """
         return AdvantageSettings(self.gamma, self.gae_lambda)
 
+    def load_settings(self) -> LoadSettings:
+        """The part that says how policy and reference are loaded.
+
+        Raises:
+            ValueError: unknown compute dtype or offload.
+        """
+        return LoadSettings(
+            self.compute_dtype, self.lora, self.activation_checkpointing, self.compile, self.offload, self.seed
+        )
+
 
 _CHOICES: dict[str, Collection[str]] = {
     "advantage": ADVANTAGES,
@@ -131,7 +147,6 @@ _CHOICES: dict[str, Collection[str]] = {
     "denominator": DENOMINATORS,
     "critic": CRITICS,
     "lr_schedule": LR_SCHEDULES,
-    "compute_dtype": COMPUTE_DTYPES,
 }
 _POSITIVE = (
     "lr",

@@ -24,10 +24,11 @@ from learner.batch import MicroBatch, build_rows, micro_batches
 from learner.critic import Critic, load_critic
 from learner.distributed import all_reduce, scatter_samples
 from learner.experience import PROXIMAL, REFERENCE, VALUES, Experience, Streams, collect_experience
+from learner.loading import load_policy, load_reference
 from learner.losses import StepTotals
 from learner.objective import policy_objective, value_objective
 from learner.optimizer import Optimizer, learning_rate
-from learner.policy import Policy, load_policy
+from learner.policy import Policy
 from learner.samples import TrainSample, check_sample
 from learner.settings import TrainerSettings
 from learner.step_metrics import StepMetrics
@@ -50,28 +51,23 @@ class Trainer:
     ``steps`` (training steps done, which is the version of the policy).
     """
 
-    def __init__(
-        self,
-        settings: TrainerSettings,
-        model_dir: str | Path,
-        mesh: DeviceMesh,
-        reference_dir: str | Path | None = None,
-    ) -> None:
-        """Load policy and separate critic from ``model_dir`` and, if ``kl_coef`` > 0, the frozen reference from
-        ``reference_dir`` (default: ``model_dir``).
+    def __init__(self, settings: TrainerSettings, model_dir: str | Path, mesh: DeviceMesh) -> None:
+        """Load policy and separate critic from ``model_dir`` and, if ``kl_coef`` > 0, the reference (see
+        ``load_reference``).
 
         Raises:
-            FileNotFoundError: a folder holds no model.
+            FileNotFoundError: the folder holds no model.
         """
         self.settings = settings
         self.mesh = mesh
-        self.policy = load_policy(model_dir, mesh, settings.compute_dtype, value_head=settings.critic == "shared")
+        loading = settings.load_settings()
+        self.policy = load_policy(model_dir, mesh, loading, value_head=settings.critic == "shared")
         self.critic: Critic | None = None
         if settings.critic == "separate":
-            self.critic = load_critic(model_dir, mesh, settings.compute_dtype)
+            self.critic = load_critic(model_dir, mesh, loading)
         self.reference: Policy | None = None
         if settings.kl_coef > 0:
-            self.reference = load_policy(reference_dir or model_dir, mesh, settings.compute_dtype, trainable=False)
+            self.reference = load_reference(self.policy, model_dir, mesh, loading)
         self.optimizer = Optimizer(self.policy.named_shards(), settings.lr, settings)
         self.critic_optimizer: Optimizer | None = None
         if settings.critic != "none":
@@ -189,7 +185,7 @@ class Trainer:
             if scores.values is not None:
                 streams[VALUES] = scores.values
         if self.reference is not None:
-            streams[REFERENCE] = self.reference.score(batch, self.settings.temperature).logprobs
+            streams[REFERENCE] = self.reference.reference_logprobs(batch, self.settings.temperature)
         if self.critic is not None:
             streams[VALUES] = self.critic.values(batch)
         return streams

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from learner.sharding import shard
 
 
 class ValueHead(nn.Module):
@@ -22,9 +24,9 @@ class ValueHead(nn.Module):
         return values.sum(-1)  # not squeeze: FSDP hangs its hooks on outputs and warns of views
 
 
-def shard_value_head(head: ValueHead, mesh: DeviceMesh) -> None:
+def shard_value_head(head: ValueHead, mesh: DeviceMesh, offload: str = "none") -> None:
     """Make the head an FSDP unit of its own, in float32 whatever the backbone computes in.
 
     A value is a sum over all hidden channels: bfloat16 would round a return of 5 to steps of 0.03.
     """
-    fully_shard(head, mesh=mesh, mp_policy=MixedPrecisionPolicy(), reshard_after_forward=False)
+    shard(head, (), mesh, torch.float32, offload)

@@ -5,19 +5,32 @@ from __future__ import annotations
 import logging
 import mmap
 import threading
+import time
 from pathlib import Path
 
 import zmq
 
 from common import weights as w
+from common.broker.conduct import Conduct, Source
 from common.messages import MessageError, decode, encode
 from common.transport.keys import AllowList, RunKeys, secure_server
 
 logger = logging.getLogger(__name__)
 
+REQUEST_BYTES = 4096  # of a request, under CURVE
+REQUESTS_AHEAD = 64  # of one actor that libzmq holds before it stops reading from its connection
+CHUNKS_AHEAD = 4 * w.CHUNKS_IN_FLIGHT  # to one actor that libzmq holds; what an actor asks for beyond it is not sent
+BAD_REQUESTS_ALLOWED = 8
+BAN_S = 60.0
+REMEMBERED = 4096  # connections
+UNREAD_FOR_S = 60  # a connection whose other end takes nothing for so long is closed (Linux)
+
 
 class WeightServer:
     """A ROUTER socket over the newest few snapshot files. Older files are deleted.
+
+    Actors of the run are served and nobody else. A connection that sends bad requests is not listened to for `BAN_S`
+    after a few; what libzmq holds for one is bounded in requests and in chunks, and chunks are pages of the file.
 
     Args:
         directory: where snapshots are written (`path_of`).
@@ -32,12 +45,17 @@ class WeightServer:
         self._keep = keep
         self._files: dict[int, mmap.mmap] = {}
         self._lock = threading.Lock()
+        self.handled_requests = self.rejected_requests = self.dropped_requests = 0
+        self.conduct = Conduct(BAD_REQUESTS_ALLOWED, BAN_S, ask_every_s=BAN_S, remembered=REMEMBERED)
         self._stop = threading.Event()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._allow_list = AllowList(self._context, [keys.public["actor"]])
         self._allow_list.__enter__()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.maxmsgsize = 4096
+        self._socket.maxmsgsize = REQUEST_BYTES
+        self._socket.rcvhwm = REQUESTS_AHEAD
+        self._socket.sndhwm = CHUNKS_AHEAD
+        self._socket.setsockopt(zmq.TCP_MAXRT, UNREAD_FOR_S * 1000)
         self._socket.linger = 0
         secure_server(self._socket, keys)
         self.endpoint = f"tcp://{host}:{self._socket.bind_to_random_port(f'tcp://{host}')}"
@@ -72,13 +90,26 @@ class WeightServer:
         while not self._stop.is_set():
             if not self._socket.poll(100):
                 continue
-            peer, *frames = self._socket.recv_multipart()
-            try:
-                if len(frames) != 1:
-                    raise MessageError(f"a weight request is 1 frame, not {len(frames)}")
-                self._answer(peer, decode(frames[0], w.ChunkRequest))
-            except MessageError as error:
-                logger.warning("dropped a request for weights: %s", error)
+            peer = self._socket.recv()
+            parts = [self._socket.recv()]  # the rest of a message is there when its beginning is
+            while self._socket.getsockopt(zmq.RCVMORE):
+                parts[1:] = [self._socket.recv()]  # one more than a request has: the others are not kept
+            self._handle(peer, parts, time.monotonic())
+
+    def _handle(self, peer: bytes, parts: list[bytes], now: float) -> None:
+        source: Source = ("actor", peer.hex())
+        if self.conduct.banned(source, now):
+            self.dropped_requests += 1
+            return
+        try:
+            if len(parts) != 1:
+                raise MessageError("a weight request is one frame")
+            self._answer(peer, decode(parts[0], w.ChunkRequest))
+            self.handled_requests += 1
+        except MessageError as error:
+            self.rejected_requests += 1
+            if self.conduct.bad_frame(source, now):
+                logger.warning("an actor's connection is ignored for %g s, its requests are bad: %s", BAN_S, error)
 
     def _answer(self, peer: bytes, request: w.ChunkRequest) -> None:
         with self._lock:
@@ -87,6 +118,8 @@ class WeightServer:
         if mapped is None:
             self._socket.send_multipart([peer, encode(w.VersionGone(request.version, newest))])
             return
+        if request.offset >= len(mapped):
+            raise MessageError(f"version {request.version} has {len(mapped)} bytes, none at {request.offset}")
         chunk = memoryview(mapped)[request.offset : request.offset + w.CHUNK_BYTES]
         header = encode(w.Chunk(request.version, request.offset, len(mapped)))
         self._socket.send_multipart([peer, header, chunk], copy=False)

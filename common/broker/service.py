@@ -9,9 +9,12 @@ Payload of an item, by stage:
 * `train`:   ticket, header, three arrays, scores.          The learner is sent all of it.
 
 `handle` returns the answers to one message, `tick` what is due after several: work, slots, statuses. A stage grants
-only while the stage after it has room for the results, so backpressure reaches the actors and nothing that was
-generated has to be thrown away. The broker keeps no durable state: after a restart the learner submits its outstanding
-tickets again, and results under the old broker's leases are late.
+only while the stage after it has room for the results, so backpressure reaches the actors and what was generated need
+not be thrown away. In items that is exact: leases and the items of the next stage together never exceed its bound. In
+bytes it goes by the size of recent results. A result that finds its stage full all the same, because results have
+become much larger, is not taken: its lease is released, and the work is done again when there is room. The broker
+keeps no durable state: after a restart the learner submits its outstanding tickets again, and results under the old
+broker's leases are late.
 
 What a peer can be sent without reading any of it: leases up to its credit, never more than `MAX_CREDIT` per stage;
 slots of the quota up to `MAX_SLOT_REQUESTS`; one answer per message it sends, a shared result of 1 MiB at most; one
@@ -47,6 +50,7 @@ FRAMES_SENT: dict[m.StageName, int | None] = {"rollout": None, "score": 2, "trai
 LEASES_PER_MS = 1 << 11  # 2**53, the bound of a number on the wire, is reached in the year 2109
 MAX_CREDIT = 1024  # leases of one stage in one peer's hands, whatever it declares
 MAX_PEERS = 4096  # peers remembered, well-behaved or not; the longest silent is forgotten first
+RETRY_FULL_S = 1.0  # how long an item waits whose result found no room
 STATUS_EVERY_S = 0.05  # requests for the status that come closer together are answered together
 
 
@@ -256,7 +260,7 @@ class BrokerService:
         match message:
             case m.Complete(lease):
                 self._require(known, CONSUMER[lease.stage], message)
-                self._complete(peer, lease, payload)
+                self._complete(peer, lease, payload, now)
             case m.Heartbeat():
                 known.status = message.status
                 self._renew(peer, message, now)
@@ -309,16 +313,19 @@ class BrokerService:
             return [Outgoing(peer, m.Superseded(self.state.incarnation))]
         return self._set_state(state)
 
-    def _complete(self, peer: str, lease: m.LeaseRef, payload: m.Payload) -> None:
-        stage = self.stages[lease.stage]
+    def _complete(self, peer: str, lease: m.LeaseRef, payload: m.Payload, now: float) -> None:
+        stage, following = self.stages[lease.stage], NEXT_STAGE[lease.stage]
         version = self._check_result(lease, payload, stage.payload_of(lease.item))
+        if following is not None and not self.stages[following].room:
+            if stage.release(lease.item, lease.lease, peer, now + RETRY_FULL_S):
+                logger.warning("stage %s is full: item %d will be done again", following, lease.item)
+            return
         item = stage.complete(lease.item, lease.lease, peer)
-        following = NEXT_STAGE[lease.stage]
         if item is None or following is None:
             return  # late (the item went to another worker or is done), or the learner has it
         size = item.size + sum(map(len, payload))
         work = item.payload._replace(frames=[*item.payload.frames, *payload], version=version)
-        self.stages[following].offer(lease.item, work, size, self._priority(following, lease.item, work), force=True)
+        self.stages[following].offer(lease.item, work, size, self._priority(following, lease.item, work))
 
     def _priority(self, stage: m.StageName, item: int, work: Work) -> tuple[int, ...]:
         """Held-out first; then by ticket, or in the order in which groups are to be scored."""
@@ -363,7 +370,7 @@ class BrokerService:
         outgoing = []
         for name, stage in self.stages.items():
             following = NEXT_STAGE[name]
-            room = None if following is None else self.stages[following].room - stage.leased
+            room = None if following is None else self.stages[following].room_for_results(stage.leased)
             for grant in stage.grant(now, limit=room):
                 assign = m.Assign(m.LeaseRef(name, grant.item_id, grant.lease))
                 outgoing.append(Outgoing(grant.worker, assign, grant.payload.frames[: FRAMES_SENT[name]]))

@@ -203,7 +203,9 @@ class WarmStartConfig(Section):
     width: PositiveInt = Field(128, description="Hidden size")
     heads: PositiveInt = Field(4, description="Attention heads")
     vocabulary: PositiveInt = Field(4096, description="Size of the byte-level BPE vocabulary")
-    minutes: PositiveFloat = Field(3.0, description="Time limit of the supervised warm start in minutes")
+    minutes: PositiveFloat = Field(
+        3.0, description="Time limit of the supervised warm start in minutes; a model that it cuts short is warned of"
+    )
     steps: PositiveInt | None = Field(None, description="Supervised steps; null: what fits the corpus")
     seed: int = Field(0, description="Seed of the initial weights and of the supervised batches")
 
@@ -229,6 +231,16 @@ class SamplingConfig(Section):
     )
 
 
+class LoraConfig(Section):
+    """Low-rank adapters: the learner trains these alone; what it publishes has them added in."""
+
+    rank: PositiveInt = Field(32, description="Rank of the adapters")
+    alpha: PositiveFloat = Field(64.0, description="They are scaled by alpha / rank")
+    targets: str | tuple[str, ...] = Field(
+        "all-linear", description="Endings of module names, or all-linear: every linear layer but the output"
+    )
+
+
 class LearnerConfig(Section):
     """The learner: pace, optimizer, checkpoints."""
 
@@ -244,6 +256,14 @@ class LearnerConfig(Section):
     minibatches: PositiveInt = Field(1, description="Optimizer steps per policy update")
     micro_batch_tokens: PositiveInt = Field(16384, description="Input tokens per forward pass")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute type; weights stay float32")
+    lora: LoraConfig | None = Field(None, description="Train adapters instead of all weights; null: all weights")
+    activation_checkpointing: bool = Field(
+        False, description="Compute decoder layers again in the backward pass instead of keeping what they made"
+    )
+    compile: bool = Field(False, description="torch.compile for each decoder layer; not worth it on a CPU")
+    offload: Literal["none", "optimizer"] = Field(
+        "none", description="optimizer: weights, gradients and moments rest in CPU memory and are updated there"
+    )
     processes: PositiveInt = Field(1, description="FSDP2 ranks")
     threads: PositiveInt = Field(1, description="CPU threads per rank")
     checkpoint_every: PositiveInt = Field(50, description="Steps between checkpoints")

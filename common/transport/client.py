@@ -14,16 +14,16 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-import zmq
-import zmq.asyncio
-
 from common import cache_messages as c
 from common import messages as m
-from common.transport.keys import RunKeys, secure_client
+from common.transport.keys import RunKeys
+from common.transport.line import BrokerLine
+from common.transport.quota_slot import QuotaSlot, SlotWaiter
 from common.transport.shared_results import SharedResults
 
 logger = logging.getLogger(__name__)
 
+MAX_FRAME_BYTES = 64 << 20  # where the config says nothing else
 CLOCK_DRIFT = 2e-4  # by which two hosts' monotonic clocks may differ in speed; ten times what quartz does
 
 
@@ -39,67 +39,16 @@ class Assignment:
     payload: list[memoryview]
 
 
-class QuotaSlot:
-    """Permission for one upstream request, to be sent at once.
-
-    age_s: how long ago it was granted, at most.
-    """
-
-    def __init__(self, grant: m.SlotGrant, send: Callable[[m.ToBroker], None], age_s: float = 0.0) -> None:
-        self._grant = grant
-        self._send = send
-        self._age_s = age_s
-        self._taken_at = time.monotonic()
-        self._given_back = False
-
-    @property
-    def number(self) -> int:
-        """Of the slot, from 0."""
-        return self._grant.slot
-
-    def sent(self) -> None:
-        """The request is about to be written. Where this is not called, it was when the slot was had."""
-        now = time.monotonic()
-        self._age_s += now - self._taken_at
-        self._taken_at = now
-
-    def replied(self, limit: int | None = None, remaining: int | None = None) -> None:
-        """The upstream's answer has begun to arrive: the slot cools down from now on. Counts once.
-
-        limit, remaining: its X-RateLimit headers.
-        """
-        took_s = time.monotonic() - self._taken_at
-        self._give_back(m.SlotReplied(self._grant.slot, self._grant.grant, limit, remaining, self._age_s, took_s))
-
-    def throttled(self, retry_after_s: float, refused: bool = True) -> None:
-        """The upstream asks to be left alone: tell the whole fleet. refused: it turned the request away."""
-        self._send(m.SlotThrottled(min(max(retry_after_s, 0.0), m.MAX_RETRY_AFTER_S), refused))
-
-    def unused(self) -> None:
-        """Nothing was sent under this slot, and nothing will be."""
-        self._give_back(m.SlotReplied(self._grant.slot, self._grant.grant, unused=True))
-
-    def _give_back(self, message: m.SlotReplied) -> None:
-        if not self._given_back:
-            self._given_back = True
-            self._send(message)
-
-
-@dataclass
-class _SlotWaiter:
-    """Somebody who waits for a slot: asked under `number` at `asked_at` (monotonic seconds)."""
-
-    number: int
-    asked_at: float
-    granted: asyncio.Future[m.SlotGrant]
-
-
 class BrokerClient:
     """One peer of the broker. Not thread-safe: everything runs in one event loop.
 
     `on_connect` is called after every `Welcome`: on first contact, after the broker restarted, and after it gave this
     peer up and met it again (what was sent between is lost). `on_superseded` is called where a newer learner has
-    taken this one's place.
+    taken this one's place, `on_refused` with submitted tickets that must be submitted again later.
+
+    What it holds is bounded by the credit it declared: a lease beyond that is not taken, and goes to others.
+
+    max_frame_bytes: a larger frame ends the connection, which is then made anew.
     """
 
     def __init__(
@@ -111,17 +60,19 @@ class BrokerClient:
         incarnation: int = 0,
         on_connect: Callable[[], None] | None = None,
         on_superseded: Callable[[], None] | None = None,
+        on_refused: Callable[[tuple[int, ...]], None] | None = None,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
     ) -> None:
         self.name = name
-        self.endpoint = endpoint
         self.state: m.RunState | None = None
         self.assignments: asyncio.Queue[Assignment] = asyncio.Queue()
-        self.refused: asyncio.Queue[tuple[int, ...]] = asyncio.Queue()
         self._role: m.Role = role
         self._incarnation = incarnation
         self._on_connect = on_connect
         self._on_superseded = on_superseded
+        self._on_refused = on_refused
         self._capacity: dict[m.StageName, int] = {}
+        self._credit: dict[m.StageName, int] = {}  # the largest capacity that was ever declared
         self._held: dict[m.LeaseRef, None] = {}
         self._newest_seen: dict[m.StageName, int] = {}
         self.pause: Callable[[], str] = str  # what everything waits for at the moment; "" for nothing
@@ -132,18 +83,11 @@ class BrokerClient:
         self._said_hello_at = 0.0
         self._state_changed = asyncio.Condition()
         self._status_waiters: list[asyncio.Future[m.StatusReply]] = []
-        self._slot_waiters: dict[int, _SlotWaiter] = {}
+        self._slot_waiters: dict[int, SlotWaiter] = {}
         self._request_numbers = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self.shared = SharedResults(self._send)
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.identity = name.encode()
-        self._socket.linger = 1000
-        self._socket.sndhwm = self._socket.rcvhwm = 0
-        self._socket.reconnect_ivl = 100
-        self._socket.reconnect_ivl_max = 2000
-        secure_client(self._socket, keys, keys.public["broker"])
+        self._line = BrokerLine(endpoint, keys, name, max_frame_bytes, self._hello)
 
     # ------------------------------------------------------------------ life
 
@@ -153,17 +97,16 @@ class BrokerClient:
         Raises:
             BrokerUnreachableError: no welcome within `timeout_s` (no broker there, or the wrong keys).
         """
-        self._connections = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        self._socket.connect(self.endpoint)
+        self._line.open()
         self._hello()
-        loops = (self._receive_loop(), self._heartbeat_loop(), self._reconnect_loop())
+        loops = (self._receive_loop(), self._heartbeat_loop())
         self._tasks = [asyncio.create_task(loop) for loop in loops]
         deadline = time.monotonic() + timeout_s
         while self._broker_epoch is None:
             if time.monotonic() > deadline:
                 await self.close()
                 raise BrokerUnreachableError(
-                    f"no answer from the broker at {self.endpoint} within {timeout_s:.0f} s: "
+                    f"no answer from the broker at {self._line.endpoint} within {timeout_s:.0f} s: "
                     "is it running, and is the keys folder the one of this run?"
                 )
             await asyncio.sleep(0.02)
@@ -175,16 +118,14 @@ class BrokerClient:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._broker_epoch is not None:
             self._send(m.Bye())
-        self._socket.disable_monitor()
-        self._connections.close(linger=0)
-        self._socket.close()
-        self._context.term()
+        await self._line.close()
 
     # ------------------------------------------------------------------ work
 
     def serve(self, stage: m.StageName, capacity: int) -> None:
         """Declare credit: up to `capacity` leases of `stage` at a time."""
         self._capacity[stage] = capacity
+        self._credit[stage] = max(capacity, self._credit.get(stage, 0))
         self._send(m.Serve(stage, capacity))
 
     def complete(self, assignment: Assignment, payload: m.Payload = ()) -> None:
@@ -239,12 +180,12 @@ class BrokerClient:
         """
         waiter: asyncio.Future[m.StatusReply] = asyncio.get_running_loop().create_future()
         self._status_waiters.append(waiter)
-        self._send(m.StatusRequest())
+        self._send(m.StatusRequest(), newest_of="status")
         try:
             async with asyncio.timeout(timeout_s):  # wait_for of Python 3.11 can swallow a cancellation
                 return await waiter
         except TimeoutError:
-            raise BrokerUnreachableError(f"the broker at {self.endpoint} does not answer") from None
+            raise BrokerUnreachableError(f"the broker at {self._line.endpoint} does not answer") from None
         finally:
             if waiter in self._status_waiters:
                 self._status_waiters.remove(waiter)
@@ -269,7 +210,7 @@ class BrokerClient:
         clock is not ours. But it was given `waited_s` after the request reached the broker, which was no earlier than
         when we asked: so its age is at most what has passed since then, less `waited_s`.
         """
-        waiter = _SlotWaiter(0, 0.0, asyncio.get_running_loop().create_future())
+        waiter = SlotWaiter(0, 0.0, asyncio.get_running_loop().create_future())
         self._ask_for_slot(waiter)
         try:
             grant = await waiter.granted
@@ -286,7 +227,7 @@ class BrokerClient:
         slot.unused()
         return None
 
-    def _ask_for_slot(self, waiter: _SlotWaiter) -> None:
+    def _ask_for_slot(self, waiter: SlotWaiter) -> None:
         """A number is used once: a late answer to an earlier request must not pass for one to a later."""
         self._slot_waiters.pop(waiter.number, None)
         waiter.number, waiter.asked_at = next(self._request_numbers), time.monotonic()
@@ -295,14 +236,14 @@ class BrokerClient:
 
     # ------------------------------------------------------------------ internals
 
-    def _send(self, message: m.AnyToBroker, payload: m.Payload = ()) -> None:
-        # A DEALER without high-water mark never blocks (what is queued is bounded by this peer's credit),
-        # so the future is done on return and messages keep their order.
-        self._socket.send_multipart([m.encode(message), *payload], copy=not payload)
+    def _send(self, message: m.AnyToBroker, payload: m.Payload = (), newest_of: str = "") -> None:
+        self._line.send([m.encode(message), *payload], newest_of)
 
     def _hello(self) -> None:
         self._said_hello_at = time.monotonic()
-        self._send(m.Hello(self._role, self._incarnation))
+        if self._line.waits("hello"):
+            return  # it will be said on this connection
+        self._send(m.Hello(self._role, self._incarnation), newest_of="hello")
         for stage, capacity in self._capacity.items():
             self._send(m.Serve(stage, capacity))
 
@@ -315,35 +256,22 @@ class BrokerClient:
             age = max(0.0, time.monotonic() - self._progress_at)
             waits_for = self.pause() or self._status.waits_for
             status = m.PeerStatus(self._status.phase, waits_for, age, self._status.counters)
-            self._send(m.Heartbeat(tuple(self._held), dict(self._newest_seen), status))
-
-    async def _reconnect_loop(self) -> None:
-        """Say `Hello` on every connection after the first: what was on its way on the one before may be lost, and
-        libzmq, which connects again by itself, tells neither side."""
-        first = True
-        while True:
-            await self._connections.recv_multipart()  # the only event asked for
-            if not first:
-                logger.info("%s is connected to the broker again", self.name)
-                self._hello()
-            first = False
+            self._send(m.Heartbeat(tuple(self._held), dict(self._newest_seen), status), newest_of="heartbeat")
 
     async def _receive_loop(self) -> None:
         while True:
-            frames = await self._socket.recv_multipart(copy=False)
+            frames = await self._line.receive()
             try:
-                message = m.decode(frames[0].buffer, m.AnyFromBroker)
+                message = m.decode(frames[0], m.AnyFromBroker)
             except m.MessageError as error:
                 logger.warning("dropped a message from the broker: %s", error)
                 continue
-            await self._handle(message, [frame.buffer for frame in frames[1:]])
+            await self._handle(message, frames[1:])
 
     async def _handle(self, message: m.AnyFromBroker, payload: list[memoryview]) -> None:
         match message:
             case m.Assign(lease):
-                self._held[lease] = None
-                self._newest_seen[lease.stage] = max(lease.lease, self._newest_seen.get(lease.stage, 0))
-                self.assignments.put_nowait(Assignment(lease, payload))
+                self._assigned(Assignment(lease, payload))
             case m.Welcome():
                 await self._welcomed(message)
             case m.StateUpdate(state):
@@ -364,7 +292,8 @@ class BrokerClient:
             case c.CacheValue() | c.CacheFetch() | c.CacheWait():
                 self.shared.handle(message, payload)
             case m.Refused(tickets):
-                self.refused.put_nowait(tickets)
+                if self._on_refused is not None:
+                    self._on_refused(tickets)
             case m.Superseded(incarnation) if incarnation > self._incarnation:
                 logger.error("a newer learner (incarnation %d) leads this run", incarnation)
                 if self._on_superseded is not None:
@@ -372,11 +301,26 @@ class BrokerClient:
             case m.Protest(reason):
                 logger.error("the broker refused a message of %s: %s", self.name, reason)
 
+    def _assigned(self, assignment: Assignment) -> None:
+        lease = assignment.lease
+        self._newest_seen[lease.stage] = max(lease.lease, self._newest_seen.get(lease.stage, 0))
+        if len(self._held) >= sum(self._credit.values()):
+            logger.warning("%s did not take a lease beyond its credit", self.name)
+            return  # the next heartbeat does not name it, and the broker gives it to another
+        self._held[lease] = None
+        self.assignments.put_nowait(assignment)
+
+    def _void(self) -> None:
+        """What is held does not count any more."""
+        self._held.clear()
+        while not self.assignments.empty():
+            self.assignments.get_nowait()
+
     async def _welcomed(self, welcome: m.Welcome) -> None:
         """A Hello was answered: whatever this peer held or had asked for before it is void at the broker."""
         self._heartbeat_s = welcome.heartbeat_s
         self._broker_epoch = welcome.broker_epoch
-        self._held.clear()
+        self._void()
         self._newest_seen.clear()
         for waiter in list(self._slot_waiters.values()):
             if not waiter.granted.done():
@@ -391,7 +335,7 @@ class BrokerClient:
         if self._role == "learner":
             return  # the learner is where the state comes from
         if self.state is not None and state.incarnation != self.state.incarnation:
-            self._held.clear()  # the broker has cleared its queues for the new learner
+            self._void()  # the broker has cleared its queues for the new learner
         async with self._state_changed:
             self.state = state
             self._state_changed.notify_all()

@@ -22,6 +22,7 @@ from learner.warm_start.tokenizer import save_tokenizer
 logger = logging.getLogger(__name__)
 
 WARM_START_FORMAT = 2  # part of the cache key: change it whenever the same settings give another model
+RECORD = "warm_start.json"  # in the model's folder: what it was made from, and how far that went
 _THREADS = 2
 _WIDE = 128  # narrower matrices gain nothing from a second thread, and on a busy machine wait for it
 
@@ -31,7 +32,8 @@ class WarmStartSettings:
     """What the model is made from, besides the corpus.
 
     `task`: whose prompts and answers it learns. `answers`: what its queries look like. `minutes` is a safety net: with
-    time enough, the same settings give the same model on any machine.
+    time enough, the same settings give the same model on any machine; where it cuts the training short, that is warned
+    of, now and whenever the model is used, and recorded.
     """
 
     layers: int = 2
@@ -60,6 +62,7 @@ def warm_start(corpus: Path, root: Path, settings: WarmStartSettings, progress: 
     """
     folder = root / f"warm-start-{_key(corpus, settings)}"
     if (folder / "config.json").is_file():
+        _warn_if_cut_short(folder)
         return folder
     report = progress or (lambda share, text: None)
     unfinished = root / f".{folder.name}.{os.getpid()}"
@@ -71,7 +74,21 @@ def warm_start(corpus: Path, root: Path, settings: WarmStartSettings, progress: 
         unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    _warn_if_cut_short(folder)
     return folder
+
+
+def _warn_if_cut_short(folder: Path) -> None:
+    made = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else {}
+    if made.get("cut_short"):
+        logger.warning(
+            "the warm start of %s was cut short by its limit of %g minutes after %d steps (%.0f %% clean copies): "
+            "the model depends on the speed of this machine; raise model.warm_start.minutes to get the same everywhere",
+            folder.name,
+            made["minutes"],
+            made["steps_done"],
+            100 * made["clean_copies"],
+        )
 
 
 def _build(corpus: Path, folder: Path, settings: WarmStartSettings, report: Progress) -> None:
@@ -91,7 +108,7 @@ def _build(corpus: Path, folder: Path, settings: WarmStartSettings, report: Prog
         if settings.steps is None
         else Budget(settings.steps, 60 * settings.minutes)
     )
-    score = pretrain(
+    outcome = pretrain(
         model,
         tokenizer,
         sampler,
@@ -99,13 +116,16 @@ def _build(corpus: Path, folder: Path, settings: WarmStartSettings, report: Prog
         budget=budget,
         progress=lambda share, text: report(0.05 + 0.95 * share, text),
     )
-    logger.info("warm start done: %.0f %% of sampled answers are clean copies", 100 * score)
+    if outcome.cut_short:
+        report(1.0, f"cut short by the limit of {settings.minutes:g} minutes after step {outcome.steps}")
+    logger.info("warm start done: %.0f %% of sampled answers are clean copies", 100 * outcome.clean_copies)
     save_tokenizer(tokenizer, folder)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
     model.save_pretrained(folder)
-    (folder / "warm_start.json").write_text(json.dumps(asdict(settings) | {"clean_copies": score}, indent=1))
+    record = {"clean_copies": outcome.clean_copies, "steps_done": outcome.steps, "cut_short": outcome.cut_short}
+    (folder / RECORD).write_text(json.dumps(asdict(settings) | record, indent=1))
 
 
 def _key(corpus: Path, settings: WarmStartSettings) -> str:

@@ -46,6 +46,21 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What pretraining came to.
+
+    Attributes:
+        clean_copies: copy score (see `copy_score`) of the last check, 0 where there was none.
+        steps: how many were done.
+        cut_short: the time limit ended it, so that another machine makes another model.
+    """
+
+    clean_copies: float
+    steps: int
+    cut_short: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """Optimiser settings."""
 
@@ -86,8 +101,8 @@ def pretrain(
     budget: Budget | None = None,
     schedule: Schedule | None = None,
     progress: Progress | None = None,
-) -> float:
-    """Train the model in place and return its copy score (see `copy_score`) on the last check.
+) -> Outcome:
+    """Train the model in place.
 
     The learning rate is constant after a short warm-up, because copying appears suddenly and late (at some 1.5M tokens)
     and not at all once the rate has decayed; when the target is met, a short linear decay finishes the training.
@@ -110,7 +125,7 @@ def pretrain(
             if progress is not None:
                 done = max(step / last_step, (time.monotonic() - started) / budget.seconds)
                 progress(min(done, 1.0), f"step {step}, loss {loss:.2f}, clean copies {score:.0%}")
-    return score
+    return Outcome(score, step, cut_short=step < last_step)
 
 
 @torch.inference_mode()

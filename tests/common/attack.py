@@ -40,6 +40,10 @@ BAD_FRAMES_ALLOWED = 200  # so that about half of all messages reach the decoder
 LEASE_S = 10.0
 MAX_FRAME_BYTES = 1 << 20
 OUTSTANDING = 4  # groups of the good peers under way
+# Keys that the attackers hold. One with the learner's could lead the run under a larger incarnation; those here have
+# the small incarnations of what they replay, and only send garbage.
+ROLES: tuple[m.Role, ...] = ("actor", "rewarder", "monitor", "learner")
+GOOD_INCARNATION = 1 << 52
 
 
 class CountingServer(BrokerServer):
@@ -119,10 +123,10 @@ def _end_when_told(context: zmq.Context[zmq.Socket[bytes]], lines: list[Any]) ->
 
 
 def _attacker(context: zmq.Context[zmq.Socket[bytes]], keys_dir: Path, endpoint: str, number: int) -> Any:
-    role: m.Role = ("actor", "rewarder", "monitor")[number % 3]  # type: ignore[assignment]
+    role: m.Role = ROLES[number % len(ROLES)]
     keys = load_run_keys(keys_dir, role)
     line = context.socket(zmq.DEALER)
-    line.identity = b"\xff-bad-%d" % number if number % 20 == 19 else b"%s-bad-%d" % (role.encode(), number)
+    line.identity = b"\xff-bad-%d" % number if number % 19 == 18 else b"%s-bad-%d" % (role.encode(), number)
     secure_client(line, keys, keys.public["broker"])
     line.connect(endpoint)
     return line

@@ -144,8 +144,8 @@ async def test_garbage_from_an_authenticated_peer_is_counted_and_loses_nothing(
         wrong_sizes = m.encode_rollout(rollout(5))
         wrong_sizes[3] = bytes(wrong_sizes[3])[:-4]
         for bad in ([b"\xff\x00", b"x"], [m.encode(m.Complete(work.lease)), *wrong_sizes], [m.encode(m.Submit((9,)))]):
-            await actor._socket.send_multipart(bad)
-        await actor._socket.send_multipart([m.encode(m.Complete(work.lease)), *m.encode_rollout(rollout(6))])
+            await actor._line.socket.send_multipart(bad)
+        await actor._line.socket.send_multipart([m.encode(m.Complete(work.lease)), *m.encode_rollout(rollout(6))])
         status = await status_when(learner, lambda status: status.rejected_frames == 4)
         assert status.stages["rollout"].leased == 1, "the lease survives a garbled result"
         actor.complete(work, m.encode_rollout(rollout(5)))

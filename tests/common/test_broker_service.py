@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 
@@ -404,3 +405,34 @@ def test_with_the_learner_paused_every_stage_stays_within_its_bounds_and_all_goe
     assert max(peak_items) <= settings.queue_items
     largest_ticket = max(len(m.encode(ticket(number))) for number in range(300))
     assert max(peak_bytes) <= settings.queue_bytes + 14 * (largest_ticket + 200), "of items that grew in their stage"
+
+
+def test_results_that_suddenly_are_much_larger_stay_within_the_bound_and_none_is_lost() -> None:
+    """Leases are given out by the size of small results, and much larger ones come back."""
+    size = 8 * 2 * 3000  # bytes of the two arrays of tokens of a large result
+    broker = Broker(BrokerSettings(epoch=1, lease_s=1e6, queue_bytes=2 * size))
+    broker.join("learner", credit=0)
+    broker.join("actor-1", credit=6)
+    stages, answered = broker.service.stages, set()
+
+    def answer(peer: str, result: Callable[[int], m.Payload]) -> None:
+        for lease in broker.leases(peer):
+            if lease not in answered:
+                answered.add(lease)
+                broker.say(peer, m.Complete(lease), result(lease.item))
+                assert all(stage.bytes < 3 * size + 10_000 for stage in stages.values()), "the bound, and one result"
+
+    broker.submit(*range(6))
+    answer("actor-1", lambda item: m.encode_rollout(rollout(item, 1)))
+    broker.submit(*range(6, 20))
+    answer("actor-1", lambda item: m.encode_rollout(rollout(item, 3000)))
+    assert (len(stages["score"]), len(stages["rollout"])) == (8, 12), "the others of six found it full"
+    broker.join("rewarder-1", credit=1)
+    broker.say("learner", m.Serve("train", 1))
+    while any(len(stage) for stage in stages.values()):
+        broker.now += 1.0
+        broker.heartbeat("actor-1")
+        answer("actor-1", lambda item: m.encode_rollout(rollout(item, 3000)))
+        answer("rewarder-1", lambda item: [m.encode(scores(item))])
+        answer("learner", lambda item: ())
+    assert sorted(lease.item for lease in broker.leases("learner")) == list(range(20)), "each once, none lost"

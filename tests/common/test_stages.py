@@ -34,7 +34,7 @@ class StageMachine(RuleBasedStateMachine):
         for worker in WORKERS:
             self.serve(worker, 2)
         for size in range(1, 7):
-            self.offer(size, size % 2, repeat=False, force=False)
+            self.offer(size, size % 2, repeat=False)
 
     def held_by(self, worker: str) -> dict[int, int]:
         return {item: lease for item, (holder, lease) in self.current.items() if holder == worker}
@@ -42,14 +42,14 @@ class StageMachine(RuleBasedStateMachine):
     def take_back(self, item: int) -> None:
         del self.current[item], self.expires[item]
 
-    @rule(size=st.integers(1, 20), priority=st.integers(0, 3), repeat=st.booleans(), force=st.booleans())
-    def offer(self, size: int, priority: int, repeat: bool, force: bool) -> None:
+    @rule(size=st.integers(1, 20), priority=st.integers(0, 3), repeat=st.booleans())
+    def offer(self, size: int, priority: int, repeat: bool) -> None:
         item = min(self.open) if repeat and self.open else self.next_item
         full = len(self.open) >= MAX_ITEMS or self.stage.bytes >= MAX_BYTES
-        outcome = self.stage.offer(item, f"payload {item}", size, (priority,), force)
+        outcome = self.stage.offer(item, f"payload {item}", size, (priority,))
         if item in self.open:
             assert outcome is Offer.DUPLICATE
-        elif full and not force:
+        elif full:
             assert outcome is Offer.FULL
         else:
             assert outcome is Offer.ACCEPTED
@@ -248,4 +248,16 @@ def test_room_counts_the_bytes_left_in_items_of_recent_size() -> None:
     assert stage.offer(9, None, 1000) is Offer.ACCEPTED, "one more, however large: else a large item waits for ever"
     assert stage.room == 0
     assert stage.offer(10, None, 1) is Offer.FULL
-    assert stage.offer(10, None, 1, force=True) is Offer.ACCEPTED
+
+
+def test_room_is_promised_to_results_with_an_eighth_to_spare() -> None:
+    stage: Stage[None] = Stage("train", LEASE_S, max_items=30, max_bytes=160)
+    assert stage.room_for_results(promised=28) == 2, "of a size nobody knows yet"
+    stage.offer(0, None, 10)
+    assert stage.room_for_results(promised=0) == 13
+    assert stage.room_for_results(promised=13) == stage.room_for_results(promised=40) == 0
+    stage.offer(1, None, 125)
+    assert stage.room == 1
+    assert stage.room_for_results(promised=0) == 1, "one at a time, as long as anything is free"
+    stage.offer(2, None, 5)
+    assert (stage.room, stage.room_for_results(promised=0)) == (1, 0)

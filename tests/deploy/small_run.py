@@ -76,7 +76,7 @@ class SmallRun:
         assert self.launcher is not None
         output, _ = self.launcher.communicate(timeout=seconds)
         assert self.launcher.returncode == status, output
-        assert "Traceback" not in output
+        assert "Traceback" not in output, output
         return output
 
     def end(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,8 @@ from deploy.cli import _parse
 from deploy.errors import exit_status, load_user_errors, user_message
 from deploy.restarts import HOPELESS
 from rewarders.errors import ScoringError
+from tests.deploy.small_disk import fill, needs_mount, small_disk
+from tests.tiny_model import build_tiny_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +67,15 @@ def test_a_dry_run_prints_the_resolved_config(config: Path, tmp_path: Path) -> N
     assert "name: run" in result.stdout
 
 
+def test_a_dry_run_says_what_the_learner_will_need(config: Path, tmp_path: Path) -> None:
+    model = build_tiny_model(tmp_path / "tiny")
+    result = deepretrieval("train", str(config), f"model.path={model}", "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "# memory: 1.14 GiB per learner rank (activations 0.14" in result.stdout
+    unbuilt = deepretrieval("train", str(config), "model.path=null", "--dry-run", cwd=tmp_path)
+    assert "# memory: known once the model is here (built on first use)" in unbuilt.stdout
+
+
 def test_a_wrong_key_names_the_right_one(config: Path, tmp_path: Path) -> None:
     fails_with(deepretrieval("train", str(config), "learner.step=3", cwd=tmp_path), "learner.step", "learner.steps")
 
@@ -98,19 +108,12 @@ def test_nothing_to_resume_is_said(config: Path, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root to mount a small disk")
+@needs_mount
 def test_a_full_disk_is_one_line(config: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("mounting is not allowed here")
-    try:
-        (disk / "filler").write_bytes(b"x" * 60_000)
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        fill(disk)
         result = deepretrieval("train", str(config), f"run.root={disk}", cwd=tmp_path)
         fails_with(result, "no space left", "free some")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_overrides_may_stand_after_options() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 import time
@@ -42,10 +43,15 @@ def test_recall_on_requests_never_seen_rises(demo_folder: Path) -> None:
     assert small.processes() == []
 
 
+NO_VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+
 @pytest.mark.timeout(900)
-def test_ctrl_c_saves_and_resume_goes_on_from_the_same_version(demo_folder: Path) -> None:
-    settings = [*SETTINGS, "learner.steps=200", "learner.checkpoint_every=1000"]
-    small = SmallRun(demo_folder, "interrupted", settings).start()
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=NO_VLLM)])
+def test_ctrl_c_saves_and_resume_goes_on_from_the_same_version(demo_folder: Path, engine: str) -> None:
+    shared = [*SETTINGS, f"actor.engine={engine}", "learner.groups_per_step=16", "data.heldout_limit=16"]
+    name = f"interrupted-{engine}"
+    small = SmallRun(demo_folder, name, [*shared, "learner.steps=200", "learner.checkpoint_every=1000"]).start()
     run = small.folder.path
     small.wait_for_step(3)
     began = time.monotonic()
@@ -59,10 +65,12 @@ def test_ctrl_c_saves_and_resume_goes_on_from_the_same_version(demo_folder: Path
     first, newest = sorted(folder.name for folder in (run / "checkpoints").iterdir())
     assert first == "step-00000000"
     assert newest == f"step-{last:08d}"
-    settings = [*SETTINGS, f"learner.steps={last + 2}"]
-    SmallRun(demo_folder, "interrupted", settings, command=("train", "--resume")).start().finish()
+    resumed = SmallRun(demo_folder, name, [*shared, f"learner.steps={last + 2}"], command=("train", "--resume"))
+    resumed.start().finish()
+    assert resumed.processes() == []
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     versions = [line["version"] for line in lines if "version" in line]
     assert versions == [float(version) for version in range(1, last + 3)], "no version twice, none left out"
     summary = read_summary(run / "summary.json")
-    assert summary["ledger"]["trained"] == (last + 2) * 32
+    assert summary["engine"] == engine
+    assert summary["ledger"]["trained"] == (last + 2) * 16

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
+from benchmarks.ray_nodes import ENVIRONMENT, Nodes
 from deploy.errors import LaunchError
 from deploy.ray_host import NODE_DIGITS, file_marks, unseen_files
 from deploy.ray_site import RaySite, gpu_share
@@ -53,37 +56,14 @@ def test_a_missing_cluster_is_said_at_once(tmp_path: Path, monkeypatch: pytest.M
             RaySite.connect(address)
 
 
-class Nodes:
-    """A Ray cluster on this machine: a head with room for the roles at home, one node for an actor, and a small one."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self.cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        self.add(cpus=3)
-        self.add(cpus=1)
-
-    def add(self, cpus: int) -> None:
-        """One more node."""
-        self.cluster.add_node(num_cpus=cpus)
-
-    def lose(self, node_id: str) -> None:
-        """End a node at once, with everything that runs on it."""
-        table = {node["NodeID"]: node["RayletSocketName"] for node in self.cluster.global_state.node_table()}
-        (socket,) = [name for identity, name in table.items() if identity.startswith(node_id)]
-        (node,) = [node for node in self.cluster.worker_nodes if node.raylet_socket_name == socket]
-        self.cluster.remove_node(node, allow_graceful=False)
-
-
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     pytest.importorskip("ray", reason="Ray is not installed")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # whatever token this user has: `Cluster` asks for none
+    for variable, value in ENVIRONMENT.items():
+        monkeypatch.setenv(variable, value)
     started = Nodes()
     yield started
-    started.cluster.shutdown()
+    started.shutdown()
 
 
 def node_of(run: SmallRun, name: str) -> str:
@@ -94,8 +74,43 @@ def node_of(run: SmallRun, name: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_a_run_on_ray_is_scaled_while_it_runs(nodes: Nodes, demo_folder: Path) -> None:
+    settings = (*SMALL, "learner.steps=1000", "actor.threads=1")
+    run = SmallRun(demo_folder, "ray-scaled", settings, ("launch", "--on", "ray", "--address", nodes.address))
+    run.start()
+    try:
+        run.wait_for_step(2)
+        scale(run, "--actors", "2", "--rewarders", "3")
+        run.wait_for(lambda: all(node_of(run, name) for name in ("actor-1", "rewarder-1", "rewarder-2")))
+        run.wait_for_step(run.step() + 2)
+        scale(run, "--actors", "1", "--rewarders", "1")
+        assert [run.role(name) for name in ("actor-1", "rewarder-2")] == [None, None]
+        run.wait_for_step(run.step() + 2)
+        assert run.launcher is not None
+        run.launcher.send_signal(signal.SIGINT)
+        run.finish(status=130, seconds=120)
+        steps = run.step() + 1
+        more = (*settings, f"learner.steps={steps}")
+        resumed = SmallRun(
+            demo_folder, "ray-scaled", more, ("launch", "--on", "ray", "--address", nodes.address, "--resume")
+        ).start()
+        resumed.finish()
+    finally:
+        run.end()
+    resumed.assert_balanced(steps)
+    assert run.processes() == []
+
+
+def scale(run: SmallRun, *wish: str) -> None:
+    command = [sys.executable, "-m", "deploy.cli", "scale", str(run.folder.path), *wish]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=run.environment, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_demo_survives_the_loss_of_a_node(nodes: Nodes, demo_folder: Path) -> None:
-    command = ("launch", "--on", "ray", "--address", nodes.cluster.address)
+    command = ("launch", "--on", "ray", "--address", nodes.address)
     run = SmallRun(demo_folder, "ray", SETTINGS, command).start()
     try:
         run.wait_for_step(3)

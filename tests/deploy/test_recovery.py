@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.deploy.small_run import ROOT, SMALL, SmallRun
+from tests.deploy.small_run import MAX_STALENESS, ROOT, SMALL, SmallRun
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -58,6 +59,24 @@ def test_every_role_is_killed_and_the_run_comes_to_its_end(run: SmallRun) -> Non
     for name in ("learner", "broker", "rewarder-1", "actor-0", "search-server"):
         assert f"{name} is started again, it was killed by SIGKILL" in log
     run.assert_balanced(steps=12)
+    assert run.processes() == []
+
+
+@pytest.mark.parametrize("run", [("stopped", ["learner.steps=8", "broker.lease_s=4"])], indirect=True)
+def test_a_broker_that_stands_still_for_longer_than_a_lease_goes_on_where_it_was(run: SmallRun) -> None:
+    run.wait_for_step(2)
+    broker = run.role("broker")
+    assert broker is not None
+    assert broker.pid is not None
+    process = psutil.Process(broker.pid)
+    process.suspend()
+    stands_at = run.step()
+    run.wait_for(lambda: (state := run.role("broker")) is not None and state.state == "stalled", seconds=60)
+    assert run.step() <= stands_at + MAX_STALENESS + 1, "no more than what had arrived"
+    process.resume()
+    run.finish()
+    assert "broker is started again" not in run.launcher_log()
+    run.assert_balanced(steps=8)
     assert run.processes() == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,7 @@ from common.scores import Scored
 from common.transport.client import BrokerClient
 from common.transport.keys import create_run_keys, load_run_keys
 from learner.connection import LearnerConnection
+from learner.group_queue import GroupQueue
 
 
 class Broker:
@@ -173,6 +175,39 @@ async def test_a_learner_that_wakes_up_after_its_successor_started_is_told_to_en
     assert not newer.superseded.is_set()
     await asyncio.to_thread(older.close)
     await asyncio.to_thread(newer.close)
+
+
+async def test_groups_that_nobody_takes_stay_at_the_broker(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.connection.GROUPS_HERE", 2)
+    connection = await connect(broker)
+    workers = Workers(broker)
+    await workers.start()
+    connection.submit(tickets(*range(8)))
+    train = broker.service.stages["train"]
+    await until(lambda: connection.groups.qsize() == 2 and len(train) == 6)
+    await asyncio.sleep(3.0)  # longer than a lease: the learner goes on saying that it holds them
+    assert (connection.groups.qsize(), len(train), train.expired) == (2, 6, 0)
+    taken: list[int] = []
+    await until(lambda: taken.extend(received(connection)) or len(taken) == 8)  # type: ignore[func-returns-value]
+    assert sorted(taken) == list(range(8))
+    await workers.close()
+    await asyncio.to_thread(connection.close)
+
+
+def test_a_queue_of_groups_is_bounded_in_number_and_bytes() -> None:
+    group = m.ScoredGroup(tickets(1)[0], None, None)  # type: ignore[arg-type]
+    waiting = GroupQueue(max_groups=2, max_bytes=100)
+    waiting.put(group, 1000)  # larger than all, and let in where it is alone
+    with pytest.raises(queue.Full):
+        waiting.put(group, 1)
+    assert waiting.get_nowait() is group
+    waiting.put(group, 1)
+    assert not waiting.full()
+    waiting.put(group, 1)
+    assert waiting.full()
+    assert (waiting.get(1.0), waiting.get(1.0), waiting.full()) == (group, group, False)
+    with pytest.raises(queue.Empty):
+        waiting.get(0.01)
 
 
 class Relay:

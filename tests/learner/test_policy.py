@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from common.weights import file_checksum
 from learner.batch import MicroBatch, build_rows, micro_batches
-from learner.policy import Policy, load_policy
+from learner.loading import LoadSettings, load_policy
+from learner.policy import Policy
 from learner.samples import TrainSample
 from learner.snapshot import write_snapshot
 from tests.learner.conftest import VOCAB
@@ -100,9 +101,10 @@ def test_packed_rows_give_the_padded_models_scores_and_gradients(
     checkpointing: bool,
 ) -> None:
     folder = build_tiny_model(tmp_path, family=family, num_attention_heads=4, num_key_value_heads=2)
-    packed, plain = load_policy(folder, mesh), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if checkpointing:
-        packed.causal_lm.gradient_checkpointing_enable()
+    packed, plain = (
+        load_policy(folder, mesh, LoadSettings(activation_checkpointing=checkpointing)),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+    )
     samples = make_samples(seed=2, groups=3, size=4)
     expected = padded_logprobs(plain, samples)
     for index, sample in enumerate(samples):
@@ -142,7 +144,7 @@ def test_logits_of_response_positions_only(policy: Policy, make_samples: Callabl
 def test_bfloat16_compute_is_close_and_keeps_float32_weights(
     mesh: DeviceMesh, model_dir: Path, policy: Policy, make_samples: Callable[..., list[TrainSample]]
 ) -> None:
-    lower = load_policy(model_dir, mesh, compute_dtype="bfloat16")
+    lower = load_policy(model_dir, mesh, LoadSettings("bfloat16"))
     batch = MicroBatch.from_rows(build_rows(make_samples(), 100))
     with torch.no_grad():
         exact = policy.score(batch, 1.0).logprobs
@@ -213,5 +215,5 @@ def test_an_untied_output_layer_is_written(mesh: DeviceMesh, tmp_path: Path) -> 
 def test_missing_model_and_unknown_dtype_are_named(mesh: DeviceMesh, model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         load_policy(tmp_path, mesh)
-    with pytest.raises(ValueError, match="unknown compute dtype 'float8': choose one of float32"):
-        load_policy(model_dir, mesh, compute_dtype="float8")
+    with pytest.raises(ValueError, match="unknown compute_dtype 'float8'"):
+        LoadSettings("float8")

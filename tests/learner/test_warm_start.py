@@ -193,6 +193,24 @@ def test_the_folder_is_whole_and_loads(built: Path, corpus: Path) -> None:
     assert json.loads((built / "warm_start.json").read_text())["vocabulary"] == 600
 
 
+def test_a_model_that_the_time_limit_cut_short_is_recorded_and_warned_of_at_every_use(
+    built: Path, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = json.loads((built / "warm_start.json").read_text())
+    assert (record["steps_done"], record["cut_short"]) == (4, False)
+    hurried = WarmStartSettings(width=32, heads=2, vocabulary=600, steps=1000, minutes=1e-6)
+    reported: list[str] = []
+    folder = warm_start(corpus, tmp_path, hurried, lambda share, text: reported.append(text))
+    record = json.loads((folder / "warm_start.json").read_text())
+    assert record["cut_short"]
+    assert record["steps_done"] < 1000
+    assert "cut short by the limit" in reported[-1]
+    assert warm_start(corpus, tmp_path, hurried) == folder
+    warnings = [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert all("raise model.warm_start.minutes" in warning for warning in warnings)
+
+
 def test_it_is_built_once_per_corpus_and_settings(built: Path, corpus: Path) -> None:
     reported: list[float] = []
     assert warm_start(corpus, built.parent, TINY, lambda share, text: reported.append(share)) == built

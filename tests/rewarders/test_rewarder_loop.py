@@ -158,3 +158,46 @@ async def test_what_no_waiting_mends_ends_the_rewarder_and_answers_nothing(world
     assert learner.assignments.empty()
     for client in (learner, actor, rewarder):
         await client.close()
+
+
+class Waiting(Answerer):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.answer = asyncio.Event()
+
+    async def outcome(self, answer: ParsedAnswer, row: Row) -> Hits:
+        self.asked.set()
+        await self.answer.wait()
+        return Hits(ids=["0"], count=1)
+
+
+async def test_a_draining_rewarder_finishes_what_it_holds_and_takes_nothing_new(world: World) -> None:
+    learner, actor, rewarder = [await world.join(role) for role in ("learner", "actor", "rewarder")]
+    answerer = Waiting()
+    scorer = Scorer(PublicationSearch(prompt="short", reasoning=False), answerer)
+    draining = Rewarder(rewarder, scorer, concurrent_groups=4)
+    loop = asyncio.create_task(draining.run())
+    actor.serve("rollout", 2)
+    learner.serve("train", 2)
+    learner.submit([ticket(1), ticket(2)])
+    works = [await asyncio.wait_for(actor.assignments.get(), 10) for _ in range(2)]
+    text = '<answer>{"query": "heart"}</answer>'
+    actor.complete(works[0], m.encode_rollout(rollout(1, text, text, text)))
+    await asyncio.wait_for(answerer.asked.wait(), 10)
+    draining.drain()
+    await rewarder.fleet_status()  # the broker has read that this one takes nothing new
+    actor.complete(works[1], m.encode_rollout(rollout(2, text, text, text)))
+    status = await actor.fleet_status()
+    assert (status.stages["score"].leased, status.stages["score"].queued) == (1, 1)
+    assert not loop.done(), "it has a group to finish"
+    answerer.answer.set()
+    await asyncio.wait_for(loop, 10)
+    group = m.decode_scored_group((await asyncio.wait_for(learner.assignments.get(), 10)).payload)
+    assert group.ticket.ticket_id == 1
+    assert all(isinstance(score, Scored) for score in group.scores.scores)
+    status = await learner.fleet_status()
+    assert (status.stages["score"].leased, status.stages["score"].queued) == (0, 1), "the other waits for another one"
+    for client in (learner, actor, rewarder):
+        await client.close()
