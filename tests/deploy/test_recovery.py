@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.deploy.small_run import ROOT, SMALL, SmallRun
+from tests.tiny_model import build_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -58,6 +60,26 @@ def test_every_role_is_killed_and_the_run_comes_to_its_end(run: SmallRun) -> Non
     for name in ("learner", "broker", "rewarder-1", "actor-0", "search-server"):
         assert f"{name} is started again, it was killed by SIGKILL" in log
     run.assert_balanced(steps=12)
+    assert run.processes() == []
+
+
+def test_a_rank_is_killed_and_the_learner_is_started_again(demo_folder: Path) -> None:
+    model = build_tiny_model(demo_folder / "tiny", seed=0)  # learns nothing: every reward is the same
+    settings = [f"model.path={model}", "algorithm.filter_zero_variance=false", "sampling.max_tokens=16"]
+    run = SmallRun(demo_folder, "ranks", [*SMALL, *settings, "learner.steps=5", "learner.processes=2"]).start()
+    try:
+        run.wait_for_step(2)
+        learner = run.role("learner")
+        assert learner is not None
+        assert learner.pid is not None
+        ranks = {rank.environ()["RANK"]: rank for rank in psutil.Process(learner.pid).children()}
+        assert sorted(ranks) == ["0", "1"]
+        ranks["1"].kill()
+        run.finish()
+    finally:
+        run.end()
+    assert "learner is started again, it ended with status 1: rank 1 (process " in run.launcher_log()
+    run.assert_balanced(steps=5)
     assert run.processes() == []
 
 
