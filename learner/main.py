@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Literal
 
 import msgspec
@@ -20,9 +21,10 @@ from common.transport.keys import load_run_keys
 from learner.adapters import LoraSettings
 from learner.checkpoint import CheckpointError, latest_valid, load_checkpoint
 from learner.connection import LearnerConnection
-from learner.distributed import initialize, shutdown
+from learner.distributed import failures_recorded, initialize, shutdown
 from learner.loop import LearnerLoop, LearnerParts, LearnerState
 from learner.prompts import PromptStream
+from learner.rank_watch import RankWatch
 from learner.settings import TrainerSettings
 from learner.team import Team
 from learner.trainer import Trainer
@@ -50,12 +52,23 @@ def run_learner(
         DataError, FileNotFoundError: corpus or model cannot be read.
     """
     torch.set_num_threads(config.learner.threads)
-    mesh = initialize()
     try:
-        assert config.model.path is not None, "the launcher resolves model.path"
-        trainer = Trainer(trainer_settings(config), config.model.path, mesh)
-        blob = _restore(trainer, folder, resume)
-        team = Team(trainer, folder.checkpoints, config.learner.keep_checkpoints)
+        with failures_recorded():
+            return _run_rank(config, folder, endpoint, host, resume, stop_requested)
+    finally:
+        shutdown()
+
+
+def _run_rank(
+    config: Config, folder: RunFolder, endpoint: str, host: str, resume: Resume, stop_requested: Callable[[], bool]
+) -> bool:
+    learner = config.learner
+    mesh = initialize(replicas=learner.replicas, collective_timeout=timedelta(seconds=learner.collective_timeout_s))
+    assert config.model.path is not None, "the launcher resolves model.path"
+    trainer = Trainer(trainer_settings(config), config.model.path, mesh)
+    blob = _restore(trainer, folder, resume)
+    with RankWatch(learner.collective_timeout_s) as watch:
+        team = Team(trainer, folder.checkpoints, learner.keep_checkpoints, watch)
         if not trainer.leads:
             team.follow()
             return True
@@ -63,8 +76,6 @@ def run_learner(
         completed = _lead(config, folder, endpoint, host, team, state, stop_requested)
         team.dismiss()
         return completed
-    finally:
-        shutdown()
 
 
 def trainer_settings(config: Config) -> TrainerSettings:
