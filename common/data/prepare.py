@@ -28,7 +28,7 @@ from common.data.originals.raw_files import RawSet, files_below, open_text
 from common.data.originals.reviews import read_review_set
 from common.data.originals.sql_sets import read_sql_set
 from common.data.rows import ROWS_FOLDER, read_requests
-from common.data.splits import cut, merge_requests, same_request, with_distinct_ids, without_shared
+from common.data.splits import cut, same_request, with_distinct_ids, without_shared
 from common.data.worlds.folders import whole_folder, write_lines, write_rows
 from common.tasks.row import Row
 
@@ -44,7 +44,7 @@ Report = Callable[[str], None]
 class Prepared(msgspec.Struct, frozen=True):
     """What became of a data set; kept as dataset.json in its folder.
 
-    rows: by split. merged: rows that asked the same as an earlier one of their split. shared: rows taken out because
+    rows: by split. repeated: rows of a split that another file of it held too. shared: rows taken out because
     another split keeps them, by "split/keeper". left_out: reason -> rows. cut: split cut off -> its seed. prompts: rows
     that carry the original's prompt. notes: what is still missing.
     """
@@ -52,7 +52,7 @@ class Prepared(msgspec.Struct, frozen=True):
     name: str
     task: str
     rows: dict[str, int]
-    merged: dict[str, int] = {}
+    repeated: dict[str, int] = {}
     shared: dict[str, int] = {}
     left_out: dict[str, int] = {}
     cut: dict[str, int] = {}
@@ -174,10 +174,8 @@ def _with_prompts(found: RawSet, originals: RawSet) -> RawSet:
 
 
 def _arrange(dataset: Dataset, found: RawSet, seed: int, dev_rows: int | None) -> tuple[dict[str, list[Row]], Prepared]:
-    """Splits without repetitions and without what others share; `dev` (and `test` of an own file) cut from train."""
-    merged = {split: merge_requests(rows) for split, rows in found.splits.items()}
-    repeated = {split: len(found.splits[split]) - len(rows) for split, rows in merged.items()}
-    splits, shared = without_shared(merged)
+    """Splits without what others share; `dev` (and `test` of an own file) cut from train."""
+    splits, shared = without_shared(found.splits)
     cuts: dict[str, int] = {}
     for split in ("test", "dev") if dataset.name == OWN.name else ("dev",):
         if not splits.get(split) and splits.get("train"):
@@ -188,7 +186,7 @@ def _arrange(dataset: Dataset, found: RawSet, seed: int, dev_rows: int | None) -
         name=dataset.name,
         task=dataset.task,
         rows={split: len(rows) for split, rows in splits.items()},
-        merged={split: number for split, number in repeated.items() if number},
+        repeated=found.repeated,
         shared=shared,
         left_out=found.left_out,
         cut={split: seed for split in cuts if split in splits},

@@ -26,13 +26,10 @@ def same_request(row: Row) -> tuple[str, str]:
 
 
 def merge_requests(rows: Sequence[Row]) -> list[Row]:
-    """One row per request, where the first stood: relevant documents and answers of all of them, best grade first.
-
-    Questions about a database stay apart where their reference queries differ.
-    """
-    merged: dict[tuple[str, ...], Row] = {}
+    """One row per request, where the first stood, with the relevant documents of all of them, best grade first."""
+    merged: dict[tuple[str, str], Row] = {}
     for row in rows:
-        key = (*same_request(row), row.gold_sql)
+        key = same_request(row)
         merged[key] = _joined(merged[key], row) if key in merged else row
     return list(merged.values())
 
@@ -102,6 +99,4 @@ def _joined(first: Row, second: Row) -> Row:
         first,
         relevant=relevant,
         grades=() if set(grades) <= {1.0} else grades,
-        answers=tuple(dict.fromkeys((*first.answers, *second.answers))),
-        metadata={**second.metadata, **first.metadata},
     )

@@ -17,6 +17,7 @@ from common.data.originals.chat_markup import METADATA_KEY, take_apart
 from common.data.originals.raw_files import RawSet, files_below, split_of, text_of, texts_of
 from common.data.originals.reviews import date_of
 from common.data.originals.sql_sets import databases_below, schema_of
+from common.data.splits import merge_requests
 from common.tasks.row import Row
 
 _SCHEMA_BEGINS = "Database Schema:\n"
@@ -42,7 +43,8 @@ def read_parquet_set(folder: Path, task: str, roles: Mapping[str, str]) -> RawSe
             row_of(row, task, f"{split}-{start + number}", f"{path.name} row {number}", schemas)
             for number, row in enumerate(_rows(path))
         ]
-        found.add(split, read)
+        # A row per request and document: they are one request's judgments.
+        found.add(split, merge_requests(read) if task == "ranking" else read)
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.beir import DataError
+from common.data.splits import same_request
 from common.tasks.row import Row
 
 Splits = dict[str, list[Row]]
@@ -26,17 +27,24 @@ class RawSet:
     """What a reader found.
 
     splits: rows by split. corpus: a `corpus.jsonl`. databases: SQLite file by name. left_out: reason -> number of rows
-    that were no use.
+    that were no use. repeated: rows of a split that another of its files holds too.
     """
 
     splits: Splits = field(default_factory=dict)
     corpus: Path | None = None
     databases: dict[str, Path] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    repeated: dict[str, int] = field(default_factory=dict)
 
     def add(self, split: str, rows: Iterable[Row]) -> None:
-        """Rows of one more file of a split."""
-        self.splits.setdefault(split, []).extend(rows)
+        """Rows of one more file of a split; those that an earlier file holds are not added again."""
+        there = self.splits.setdefault(split, [])
+        known = {(*same_request(row), row.gold_sql) for row in there}
+        for row in rows:
+            if (*same_request(row), row.gold_sql) in known:
+                self.repeated[split] = self.repeated.get(split, 0) + 1
+            else:
+                there.append(row)
 
     def leave_out(self, reason: str, rows: int) -> None:
         """Count rows that were no use."""
