@@ -27,6 +27,7 @@ from learner.connection import LearnerConnection
 from learner.evaluation import Evaluation
 from learner.fleet_figures import FleetFigures
 from learner.ledger import LedgerState, TicketLedger
+from learner.prompt_lengths import PROMPT_TOO_LONG
 from learner.prompts import PromptStream
 from learner.samples import TrainSample
 from learner.snapshot import write_snapshot
@@ -205,10 +206,18 @@ class LearnerLoop:
         count = self.ledger.admissible(self.version, next_version)
         remaining = (self._learner.steps - next_version) * self._learner.groups_per_step
         count = min(count, max(0, remaining - self.ledger.outstanding))
-        tickets = [
-            self._p.prompts.ticket(position, self.version) for position in self.ledger.issue(count, self.version)
-        ]
+        tickets = []
+        while len(tickets) < count:
+            for position in self.ledger.issue(count - len(tickets), self.version):
+                if self._p.prompts.fits(position):
+                    tickets.append(self._p.prompts.ticket(position, self.version))
+                else:
+                    self._set_aside(position, self._p.prompts.row(position).id, PROMPT_TOO_LONG)
         self._p.connection.submit(tickets)
+
+    def _set_aside(self, position: int, prompt_id: str, rule: str) -> None:
+        self.ledger.set_aside(position, rule)
+        self._p.tracker.disposition(position, prompt_id, rule, self.version)
 
     def _next_batch(self) -> list[m.ScoredGroup] | None:
         """Wait for a batch that may be trained at this version; None where a stop was requested."""
@@ -257,8 +266,7 @@ class LearnerLoop:
             return
         if self._p.config.algorithm.filters_zero_variance and is_zero_variance(group):
             self._filtered += 1
-            self.ledger.set_aside(position, ZERO_VARIANCE)
-            self._p.tracker.disposition(position, group.ticket.prompt_id, ZERO_VARIANCE, self.version)
+            self._set_aside(position, group.ticket.prompt_id, ZERO_VARIANCE)
         else:
             self._groups[position] = group
 

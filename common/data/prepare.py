@@ -20,7 +20,6 @@ import msgspec
 from common.data.beir import CORPUS_FILE, DataError
 from common.data.catalogue import Dataset
 from common.data.originals.beir_sets import read_beir_set
-from common.data.originals.chat_markup import METADATA_KEY
 from common.data.originals.own_rows import read_own_set
 from common.data.originals.parquet_rows import read_parquet_set
 from common.data.originals.questions import read_question_set
@@ -30,7 +29,7 @@ from common.data.originals.sql_sets import read_sql_set
 from common.data.rows import ROWS_FOLDER, read_requests
 from common.data.splits import cut, same_request, with_distinct_ids, without_shared
 from common.data.worlds.folders import whole_folder, write_lines, write_rows
-from common.tasks.row import Row
+from common.tasks.row import ORIGINAL_PROMPT, Row
 
 RECORD_FILE: Final = "dataset.json"
 DATABASES_FOLDER: Final = "databases"
@@ -190,7 +189,7 @@ def _arrange(dataset: Dataset, found: RawSet, seed: int, dev_rows: int | None) -
         shared=shared,
         left_out=found.left_out,
         cut={split: seed for split in cuts if split in splits},
-        prompts=sum(METADATA_KEY in row.metadata for rows in splits.values() for row in rows),
+        prompts=sum(ORIGINAL_PROMPT in row.metadata for rows in splits.values() for row in rows),
     )
 
 

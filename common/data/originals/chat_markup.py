@@ -12,8 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-METADATA_KEY: Final = "original_prompt"
-"""Where a row's metadata keeps its prompt."""
+from common.tasks.row import ORIGINAL_PROMPT
 
 # {shape: template}, tried in this order. Two leave the user's turn open: the answer begins inside it.
 TEMPLATES: Final = {
@@ -56,7 +55,7 @@ def published_text(prompt: OriginalPrompt) -> str:
 
 def prompt_of(metadata: dict[str, Any]) -> OriginalPrompt | None:
     """The prompt a row carries, None if it carries none. Raises ValueError for one that is none."""
-    value = metadata.get(METADATA_KEY)
+    value = metadata.get(ORIGINAL_PROMPT)
     return None if value is None else msgspec.convert(value, OriginalPrompt)
 
 

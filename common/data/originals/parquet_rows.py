@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 
 from common.data.beir import DataError
-from common.data.originals.chat_markup import METADATA_KEY, take_apart
+from common.data.originals.chat_markup import take_apart
 from common.data.originals.raw_files import RawSet, files_below, split_of, text_of, texts_of
 from common.data.originals.reviews import date_of
 from common.data.originals.sql_sets import databases_below, schema_of
 from common.data.splits import merge_requests
-from common.tasks.row import Row
+from common.tasks.row import ORIGINAL_PROMPT, Row
 
 _SCHEMA_BEGINS = "Database Schema:\n"
 _SCHEMA_ENDS = ("\nExternal Knowledge:", "\nNote: ")
@@ -51,7 +51,7 @@ def read_parquet_set(folder: Path, task: str, roles: Mapping[str, str]) -> RawSe
 def row_of(row: Mapping[str, Any], task: str, number: str, place: str, schemas: Mapping[str, str] | None = None) -> Row:
     """One row of the original's. task: whose columns it has. number: its id, unless it brings one. Raises DataError."""
     prompt = _prompt(row)
-    metadata = {} if prompt is None else {METADATA_KEY: msgspec.to_builtins(take_apart(prompt))}
+    metadata = {} if prompt is None else {ORIGINAL_PROMPT: msgspec.to_builtins(take_apart(prompt))}
     identifier = str(row.get("qid") or number)
     if task == "text_to_sql":
         return _sql_row(row, identifier, place, schemas or {}, prompt or "", metadata)
