@@ -13,14 +13,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from common.config.section import Section
 from common.data.beir import CORPUS_FILE, DataError
-from rewarders.servers.index_cache import Progress, content_digest
-from rewarders.servers.retrieval.backend import Backend
+
+if TYPE_CHECKING:
+    from rewarders.servers.index_cache import Progress
+    from rewarders.servers.retrieval.backend import Backend
 
 Engine = Literal["bm25", "dense"]
 
@@ -74,6 +76,8 @@ def estimate(engine: Engine, settings: Section, corpus: Path, sample: int = SAMP
     Raises:
         DataError, SearchServerError: as `build_index`.
     """
+    from rewarders.servers.index_cache import content_digest
+
     _, documents = content_digest(corpus / CORPUS_FILE)
     if documents <= 2 * sample:
         return Cost(documents, 0, 0, 0.0)

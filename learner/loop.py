@@ -206,7 +206,7 @@ class LearnerLoop:
         count = self.ledger.admissible(self.version, next_version)
         remaining = (self._learner.steps - next_version) * self._learner.groups_per_step
         count = min(count, max(0, remaining - self.ledger.outstanding))
-        tickets = []
+        tickets: list[m.Ticket] = []
         while len(tickets) < count:
             for position in self.ledger.issue(count - len(tickets), self.version):
                 if self._p.prompts.fits(position):

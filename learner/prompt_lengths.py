@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from common.data.beir import DataError
 from common.tasks import Row, Task
 
 logger = logging.getLogger(__name__)
@@ -41,11 +42,19 @@ def prompt_tokens(model_dir: str | Path, task: Task) -> CountTokens:
 
 
 def too_long(rows: Sequence[Row], count: CountTokens, most: int) -> frozenset[str]:
-    """Ids of the rows whose prompt has more than `most` tokens."""
+    """Ids of the rows whose prompt has more than `most` tokens.
+
+    Raises:
+        DataError: all of them.
+    """
     found: set[str] = set()
     for block in _blocks(rows):
         lengths = zip(block, count(block), strict=True)
         found.update(row.id for row, length in lengths if length > most)
+    if rows and len(found) == len(rows):
+        raise DataError(
+            f"every prompt has more than {most} tokens: raise actor.max_model_len, {len(rows)} requests wait"
+        )
     return frozenset(found)
 
 

@@ -20,8 +20,7 @@ def read_beir_set(folder: Path, roles: Mapping[str, str]) -> RawSet:
         raise DataError(f"{folder} holds several BEIR folders ({listed}): name one of them")
     found = RawSet()
     for place in places:
-        corpus = place / CORPUS_FILE
-        found.corpus = corpus if corpus.is_file() else None
+        found.corpus = next(iter(files_below(place, CORPUS_FILE)), None)
         with tempfile.TemporaryDirectory() as unpacked:
             source = place if (place / QUERIES_FILE).is_file() else _with_plain_queries(place, Path(unpacked))
             for name in splits(source):

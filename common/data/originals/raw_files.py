@@ -80,7 +80,7 @@ def split_of(path: Path, roles: Mapping[str, str]) -> str | None:
 def open_text(path: Path) -> io.TextIOBase:
     """A text file, unpacked on the way where it is .gz."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")  # type: ignore[return-value]
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
     return path.open("r", encoding="utf-8-sig", newline="")
 
 
