@@ -3,6 +3,7 @@ hashes the hub keeps of every file."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -41,6 +42,8 @@ def _api() -> HfApi:
     except ModuleNotFoundError:
         message = "the hub needs huggingface_hub: pip install 'deepretrieval-async[data]'"
         raise DownloadError(message) from None
+    for client in ("httpx", "httpx2"):  # it says every request
+        logging.getLogger(client).setLevel(logging.WARNING)
     return HfApi()
 
 

@@ -35,13 +35,11 @@ class WordEngine(SearchEngine):
         return SearchResult(tuple(found[: request.retmax]), len(found), texts=texts, titles=titles)
 
 
-def engine_for(rows: Sequence[Row]) -> WordEngine:
-    """Every relevant document of a row, or a passage with its first answer, says what the row asks."""
-    documents: dict[str, str] = {}
-    for row in rows:  # a document may be relevant to several
-        for document in row.relevant:
-            documents[document] = f"{documents.get(document, '')} {row.text}"
-    documents |= {f"passage of {row.id}": f"{row.text} {row.answers[0]}" for row in rows if row.answers}
+def engine_for(row: Row) -> WordEngine:
+    """Every relevant document, best first, or a passage with the first answer, says what the row asks."""
+    documents = dict.fromkeys(row.relevant, row.text)
+    if row.answers:
+        documents["passage"] = f"{row.text} {row.answers[0]}"
     return WordEngine(documents | {"other": "nothing of it"})
 
 

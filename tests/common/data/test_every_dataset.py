@@ -59,24 +59,25 @@ async def assert_scored(dataset: Dataset, folder: Path, rows: Sequence[Row]) -> 
         assert task.parse(answer_text(task, right)) == ParsedAnswer("so", right.strip())
     if isinstance(task, TextToSql):
         async with SqlAnswerer(task, folder / "databases", processes=1) as answerer:
-            await _assert_graded(Scorer(task, answerer), rows, "SELECT 'wrong'")
+            for row in rows:
+                await _assert_graded(Scorer(task, answerer), row, "SELECT 'wrong'")
         return
-    scorer = search_scorer(task, raw_worlds.engine_for(rows))
-    async with scorer.answerer:
-        await _assert_graded(scorer, rows, "unheard-of")
-
-
-async def _assert_graded(scorer: Scorer, rows: Sequence[Row], wrong: str) -> None:
-    task = scorer.task
     for row in rows:
-        right = row.gold_sql or " ".join(row.text.split())
-        texts = [answer_text(task, right), answer_text(task, wrong), right]
-        good, bad, broken = await scorer.score_group(texts, row)
-        assert isinstance(good, Scored), good
-        assert isinstance(bad, Scored)
-        assert isinstance(broken, InvalidOutput)
-        assert good.metrics[task.metric] == 1.0
-        assert good.reward > bad.reward > broken.reward
+        scorer = search_scorer(task, raw_worlds.engine_for(row))
+        async with scorer.answerer:
+            await _assert_graded(scorer, row, "unheard-of")
+
+
+async def _assert_graded(scorer: Scorer, row: Row, wrong: str) -> None:
+    task = scorer.task
+    right = row.gold_sql or " ".join(row.text.split())
+    texts = [answer_text(task, right), answer_text(task, wrong), right]
+    good, bad, broken = await scorer.score_group(texts, row)
+    assert isinstance(good, Scored), good
+    assert isinstance(bad, Scored)
+    assert isinstance(broken, InvalidOutput)
+    assert good.metrics[task.metric] == 1.0
+    assert good.reward > bad.reward > broken.reward
 
 
 # ---------------------------------------------------------------------- files in the documented format
