@@ -27,7 +27,7 @@ from learner.connection import LearnerConnection
 from learner.evaluation import Evaluation
 from learner.fleet_figures import FleetFigures
 from learner.ledger import LedgerState, TicketLedger
-from learner.prompt_lengths import PROMPT_TOO_LONG
+from learner.prompt_lengths import PROMPT_TOO_LONG, issue_fitting
 from learner.prompts import PromptStream
 from learner.samples import TrainSample
 from learner.snapshot import write_snapshot
@@ -206,18 +206,11 @@ class LearnerLoop:
         count = self.ledger.admissible(self.version, next_version)
         remaining = (self._learner.steps - next_version) * self._learner.groups_per_step
         count = min(count, max(0, remaining - self.ledger.outstanding))
-        tickets: list[m.Ticket] = []
-        while len(tickets) < count:
-            for position in self.ledger.issue(count - len(tickets), self.version):
-                if self._p.prompts.fits(position):
-                    tickets.append(self._p.prompts.ticket(position, self.version))
-                else:
-                    self._set_aside(position, self._p.prompts.row(position).id, PROMPT_TOO_LONG)
-        self._p.connection.submit(tickets)
-
-    def _set_aside(self, position: int, prompt_id: str, rule: str) -> None:
-        self.ledger.set_aside(position, rule)
-        self._p.tracker.disposition(position, prompt_id, rule, self.version)
+        prompts = self._p.prompts
+        issued, too_long = issue_fitting(self.ledger, prompts.fits, count, self.version)
+        for position in too_long:
+            self._p.tracker.disposition(position, prompts.row(position).id, PROMPT_TOO_LONG, self.version)
+        self._p.connection.submit([prompts.ticket(position, self.version) for position in issued])
 
     def _next_batch(self) -> list[m.ScoredGroup] | None:
         """Wait for a batch that may be trained at this version; None where a stop was requested."""
@@ -266,7 +259,8 @@ class LearnerLoop:
             return
         if self._p.config.algorithm.filters_zero_variance and is_zero_variance(group):
             self._filtered += 1
-            self._set_aside(position, group.ticket.prompt_id, ZERO_VARIANCE)
+            self.ledger.set_aside(position, ZERO_VARIANCE)
+            self._p.tracker.disposition(position, group.ticket.prompt_id, ZERO_VARIANCE, self.version)
         else:
             self._groups[position] = group
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from common.data.beir import DataError
 from common.tasks import Row, Task
+from learner.ledger import TicketLedger
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,25 @@ def log_too_long(found: frozenset[str], rows: Sequence[Row], most: int, split: s
             "raise actor.max_model_len, or lower sampling.max_tokens",
             *(len(found), len(rows), split, most, first),
         )
+
+
+def issue_fitting(
+    ledger: TicketLedger, fits: Callable[[int], bool], count: int, published: int
+) -> tuple[list[int], list[int]]:
+    """Issue `count` tickets whose prompts fit; the positions on the way that do not are set aside in the ledger.
+
+    At least one position of every epoch must fit, or this never ends. Returns (issued, set aside).
+    """
+    issued: list[int] = []
+    aside: list[int] = []
+    while len(issued) < count:
+        for position in ledger.issue(count - len(issued), published):
+            if fits(position):
+                issued.append(position)
+            else:
+                ledger.set_aside(position, PROMPT_TOO_LONG)
+                aside.append(position)
+    return issued, aside
 
 
 def _blocks(rows: Iterable[Row]) -> Iterator[list[Row]]:

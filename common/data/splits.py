@@ -52,11 +52,11 @@ def without_shared(splits: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], 
 def cut(rows: Sequence[Row], seed: int, size: int | None = None) -> tuple[list[Row], list[Row]]:
     """(what stays, what is cut off), both in their old order; the same seed cuts the same.
 
-    size: rows to cut off, None for a tenth of them and 500 at most. Questions about databases go by whole databases, so
-    that none is in both parts: then a few rows more or less.
+    size: rows to cut off, None for a tenth of them, one at least and 500 at most. Questions about databases go by whole
+    databases, so that none is in both parts: then a few rows more.
     """
     if size is None:
-        size = min(CUT_MOST, len(rows) // CUT_SHARE)
+        size = max(1, min(CUT_MOST, len(rows) // CUT_SHARE))
     groups: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
         groups.setdefault(row.database or str(place), []).append(place)

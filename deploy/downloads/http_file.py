@@ -41,9 +41,13 @@ def fetch_file(
     Args:
         md5: published checksum. pause_s: before the second attempt; each further one waits twice as long.
 
+    A file that is there already, because somebody has put it there, is held to the checksum and taken.
+
     Raises:
         DownloadError: the host cannot be reached, refuses, or what arrived does not fit the checksum.
     """
+    if path.is_file():
+        return _checked(url, path, md5, "")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     fruitless = 0
@@ -58,7 +62,10 @@ def fetch_file(
             if fruitless >= FRUITLESS:
                 raise DownloadError(f"{_advice(url, path)} (last reason: {_reason(error)})") from None
             time.sleep(min(60.0, pause_s * 2**fruitless))
-    return _finish(url, part, path, md5, version)
+    fetched = _checked(url, part, md5, version)
+    part.replace(path)
+    _version_file(part).unlink(missing_ok=True)
+    return fetched
 
 
 def _attempt(url: str, part: Path, progress: Progress) -> str:
@@ -101,15 +108,13 @@ def _append(
     return done
 
 
-def _finish(url: str, part: Path, path: Path, md5: str, version: str) -> Fetched:
-    found = digests(part, ("sha256", "md5"))
+def _checked(url: str, path: Path, md5: str, version: str) -> Fetched:
+    """What is to be noted of a complete file; one that does not fit its checksum is removed. Raises DownloadError."""
+    found = digests(path, ("sha256", "md5"))
     if md5 and found["md5"] != md5:
-        part.unlink()
+        path.unlink()
         raise DownloadError(f"{url} arrived with MD5 {found['md5']} instead of {md5}: try again; it was removed")
-    size = _size(part)
-    part.replace(path)
-    _version_file(part).unlink(missing_ok=True)
-    return Fetched(url, size, found["sha256"], version, f"md5:{md5}" if md5 else "")
+    return Fetched(url, _size(path), found["sha256"], version, f"md5:{md5}" if md5 else "")
 
 
 def _give_up_if_hopeless(error: BaseException, url: str, path: Path) -> None:

@@ -157,6 +157,15 @@ def test_an_archive_must_stay_in_its_folder(server: FileServer, tmp_path: Path) 
     assert not (tmp_path / "outside.txt").exists()
 
 
+def test_an_archive_put_there_by_hand_is_checked_and_unpacked(server: FileServer, tmp_path: Path) -> None:
+    content = zipped({"scifact/corpus.jsonl": b"{}"})
+    (tmp_path / "scifact.zip").write_bytes(content)
+    source = Source("http", f"{server.url}/scifact.zip", md5=hashlib.md5(content).hexdigest())
+    download(msgspec.structs.replace(DATASETS["scifact"], sources=(source,)), tmp_path)
+    assert (tmp_path / "scifact" / "corpus.jsonl").read_bytes() == b"{}"
+    assert server.asked == []
+
+
 def test_what_a_person_must_fetch_is_said(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"spider cannot be fetched by a program: get spider_data\.zip"):
         download(DATASETS["spider"], tmp_path / "spider")
