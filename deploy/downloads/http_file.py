@@ -62,9 +62,9 @@ def fetch_file(
             if fruitless >= FRUITLESS:
                 raise DownloadError(f"{_advice(url, path)} (last reason: {_reason(error)})") from None
             time.sleep(min(60.0, pause_s * 2**fruitless))
+    _version_file(part).unlink(missing_ok=True)
     fetched = _checked(url, part, md5, version)
     part.replace(path)
-    _version_file(part).unlink(missing_ok=True)
     return fetched
 
 
