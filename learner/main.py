@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Literal
 
@@ -15,6 +15,7 @@ from common import messages as m
 from common.config import Config
 from common.data.rows import requests_of
 from common.run_folder import RunFolder
+from common.tasks import Row, Task
 from common.tasks.from_config import task_of
 from common.tracking.tracker import Tracker
 from common.transport.keys import load_run_keys
@@ -23,6 +24,7 @@ from learner.checkpoint import CheckpointError, latest_valid, load_checkpoint
 from learner.connection import LearnerConnection
 from learner.distributed import failures_recorded, initialize, shutdown
 from learner.loop import LearnerLoop, LearnerParts, LearnerState
+from learner.prompt_lengths import log_too_long, prompt_tokens, too_long
 from learner.prompts import PromptStream
 from learner.rank_watch import RankWatch
 from learner.settings import TrainerSettings
@@ -125,8 +127,12 @@ def _lead(
     stop_requested: Callable[[], bool],
 ) -> bool:
     """Rank 0: open the connections, run the loop, close them again."""
-    heldout = requests_of(config.data, config.data.heldout_split)[: config.data.heldout_limit]
     task = task_of(config)
+    train = requests_of(config.data, config.data.train_split)
+    heldout = requests_of(config.data, config.data.heldout_split)[: config.data.heldout_limit]
+    train_too_long = _too_long(config, task, train, config.data.train_split)
+    heldout_too_long = _too_long(config, task, heldout, config.data.heldout_split)
+    heldout = [row for row in heldout if row.id not in heldout_too_long]
     keys = load_run_keys(folder.keys, "learner")
     folder.heldout.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(
@@ -149,9 +155,7 @@ def _lead(
         connection=connection,
         weights=weights,
         weights_key=keys.own.public.decode(),
-        prompts=PromptStream(
-            requests_of(config.data, config.data.train_split), task, _train_sampling(config), config.run.seed
-        ),
+        prompts=PromptStream(train, task, _train_sampling(config), config.run.seed, train_too_long),
         heldout=heldout,
         task=task,
         tracker=tracker,
@@ -164,6 +168,15 @@ def _lead(
         connection.close()
         weights.close()
         tracker.finish({})
+
+
+def _too_long(config: Config, task: Task, rows: Sequence[Row], split: str) -> frozenset[str]:
+    """Ids of the rows whose prompt leaves no room for an answer of `sampling.max_tokens`; the log says how many."""
+    assert config.model.path is not None
+    most = config.actor.max_model_len - config.sampling.max_tokens
+    found = too_long(rows, prompt_tokens(config.model.path, task), most)
+    log_too_long(found, rows, most, split)
+    return found
 
 
 def _train_sampling(config: Config) -> m.Sampling:
