@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,9 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     again is of no use)."""
     arguments = _parse(argv)
     logging.raiseExceptions = bool(os.environ.get("DEEPRETRIEVAL_DEBUG"))  # a log on a full disk is no traceback
+    rank = f" rank {os.environ['RANK']}" if "RANK" in os.environ else ""
     logging.basicConfig(
         level=logging.DEBUG if os.environ.get("DEEPRETRIEVAL_DEBUG") else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=f"%(asctime)s %(levelname)s{rank} %(name)s: %(message)s",
         stream=sys.stderr,
     )
     if getattr(arguments, "parent", None):
@@ -114,7 +113,7 @@ def _add_roles(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="no",
         help="go on from the newest valid checkpoint; auto: begin anew where there is none (default: must)",
     )
-    learner.add_argument("--processes", type=int, default=1, help="FSDP2 ranks on this host (torchrun)")
+    learner.add_argument("--processes", type=int, help="ranks on this host; default: learner.processes of the config")
     learner.set_defaults(handler=_learner)
 
 
@@ -163,27 +162,26 @@ def _rewarder(arguments: argparse.Namespace) -> int:
 
 
 def _learner(arguments: argparse.Namespace) -> int:
+    from deploy.ranks import run_ranks
     from deploy.roles import end_with_parent, run_learner_role
 
-    if arguments.processes > 1:
-        if "WORLD_SIZE" not in os.environ:
-            return _torchrun(arguments)
-        end_with_parent(os.getppid(), 0.0)  # a rank whose torchrun was killed must not train on
+    if arguments.processes is not None:
+        arguments.overrides = [*arguments.overrides, f"learner.processes={arguments.processes}"]
     config, folder, _ = _run_of(arguments)
+    is_rank = "WORLD_SIZE" in os.environ
+    if config.learner.processes > 1 and not is_rank:
+        return run_ranks(_rank_command(arguments), config.learner.processes)
+    if is_rank:
+        end_with_parent(os.getppid(), 0.0)  # a rank whose launcher was killed must not train on
     completed = run_learner_role(config, folder, arguments.connect, arguments.host, arguments.resume)
     return 0 if completed else 130
 
 
-def _torchrun(arguments: argparse.Namespace) -> int:
-    """Run this same command on every rank; SIGTERM and SIGINT reach all of them."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.processes}"]
-    command += ["-m", "deploy.cli", "learner", arguments.config, *arguments.overrides, "--connect", arguments.connect]
-    command += ["--host", arguments.host, *([f"--resume={arguments.resume}"] if arguments.resume != "no" else [])]
-    command += ["--processes", str(arguments.processes)]
-    torchrun = subprocess.Popen(command)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: torchrun.terminate())
-    return 0 if torchrun.wait() == 0 else 1
+def _rank_command(arguments: argparse.Namespace) -> list[str]:
+    """This same command, for every rank."""
+    command = [sys.executable, "-m", "deploy.cli", "learner", arguments.config, *arguments.overrides]
+    command += ["--connect", arguments.connect, "--host", arguments.host]
+    return command + ([f"--resume={arguments.resume}"] if arguments.resume != "no" else [])
 
 
 # ---------------------------------------------------------------------- the rest

@@ -1,4 +1,4 @@
-"""`deepretrieval data …`: worlds and models that are built, not downloaded.
+"""`deepretrieval data …`: data sets (`dataset_commands`), and worlds and models that are built, not downloaded.
 
 Each command prints its progress on stderr and the path of what it made as the last line of stdout.
 """
@@ -9,12 +9,14 @@ import argparse
 from pathlib import Path
 
 from common.data.worlds import WORLDS
+from deploy import dataset_commands
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `data` with its subcommands."""
-    data = commands.add_parser("data", help="corpora and models that are built here")
+    data = commands.add_parser("data", help="data sets: list, fetch, prepare, index; worlds and models built here")
     kinds = data.add_subparsers(title="data commands", required=True, metavar="KIND")
+    dataset_commands.add_commands(kinds)
     world = kinds.add_parser("demo-world", help="a generated world: corpus or databases, requests and judgments")
     world.add_argument("--name", choices=sorted(WORLDS), default="demo", help="default: demo (publications)")
     world.add_argument("--seed", type=int, default=0)

@@ -34,6 +34,8 @@ _EXTRAS = {
     "wandb": "tracking",
     "pyserini": "lucene",
     "faiss": "dense",
+    "pyarrow": "data",
+    "huggingface_hub": "data",
 }
 
 

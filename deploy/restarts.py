@@ -49,7 +49,7 @@ def learner_end(status: int, ranks: int, error: str) -> End:
     """What the end of the learner means for the run.
 
     Args:
-        ranks: of the learner; with more than one, torchrun reports every death as status 1.
+        ranks: of the learner; with more than one, the death of any is status 1 of them all.
         error: the one-line error that the user must mend (a full disk, …), or "".
     """
     if status == 0:

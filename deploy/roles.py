@@ -33,15 +33,20 @@ Resume = Literal["no", "must", "auto"]  # auto: from the newest valid checkpoint
 
 QUOTA_SLACK_S = 6.0  # connecting and scheduling, beyond the deadline of the request itself
 PARENT_CHECK_S = 0.5
+SAME_SIGNAL_S = 1.0  # Ctrl-C reaches a rank twice: from the terminal, and passed on by the process that started it
 
 
 def stop_on_signals() -> threading.Event:
     """An event that SIGTERM and SIGINT set; a second signal ends the process at once."""
     stop = threading.Event()
+    first_at = 0.0
 
     def handle(number: int, _frame: object) -> None:
-        if stop.is_set():
+        nonlocal first_at
+        if stop.is_set() and time.monotonic() - first_at > SAME_SIGNAL_S:
             os._exit(128 + number)
+        if not stop.is_set():
+            first_at = time.monotonic()
         stop.set()
 
     signal.signal(signal.SIGTERM, handle)

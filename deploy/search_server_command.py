@@ -38,12 +38,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     server.add_argument("--fault-seed", type=int, default=0, help="seed of the sequence of faults")
     server.add_argument("--data-timestamp", help="ctgov: what /version says; default: made from the records")
     for name, section in SECTIONS.items():
-        _add_section(server, server.add_argument_group(f"{name} (search.{name} of a config)"), section)
+        add_section(server, server.add_argument_group(f"{name} (search.{name} of a config)"), section)
     server.set_defaults(handler=run)
     return server
 
 
-def _add_section(server: argparse.ArgumentParser, group: argparse._ArgumentGroup, section: type[Section]) -> None:
+def add_section(server: argparse.ArgumentParser, group: argparse._ArgumentGroup, section: type[Section]) -> None:
     """An option for every key of a section, None where it is not given."""
     there = {option for action in server._actions for option in action.option_strings}
     for name, field in section.model_fields.items():
@@ -130,21 +130,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_retrieval(arguments: argparse.Namespace, common: dict[str, Any]) -> None:
+    from deploy.index_building import make_backend
     from rewarders.servers.retrieval.app import run as serve
     from rewarders.servers.retrieval.backend import Backend
     from rewarders.servers.traffic import ServerSettings
 
     progress = _Progress()
-    options = section_of(arguments).model_dump()
 
     def make(corpus: Path, cache: Path | None) -> Backend:
-        if arguments.kind == "bm25":
-            from rewarders.servers.retrieval.lucene import LuceneBackend, LuceneSettings
-
-            return LuceneBackend(corpus, LuceneSettings(**options), cache, progress)
-        from rewarders.servers.retrieval.dense import DenseBackend, DenseSettings
-
-        return DenseBackend(corpus, DenseSettings(**options), cache, progress)
+        return make_backend(arguments.kind, section_of(arguments), corpus, cache, progress)
 
     serve(ServerSettings(**common), make, progress)
 

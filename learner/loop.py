@@ -27,6 +27,7 @@ from learner.connection import LearnerConnection
 from learner.evaluation import Evaluation
 from learner.fleet_figures import FleetFigures
 from learner.ledger import LedgerState, TicketLedger
+from learner.prompt_lengths import PROMPT_TOO_LONG, issue_fitting
 from learner.prompts import PromptStream
 from learner.samples import TrainSample
 from learner.snapshot import write_snapshot
@@ -205,10 +206,11 @@ class LearnerLoop:
         count = self.ledger.admissible(self.version, next_version)
         remaining = (self._learner.steps - next_version) * self._learner.groups_per_step
         count = min(count, max(0, remaining - self.ledger.outstanding))
-        tickets = [
-            self._p.prompts.ticket(position, self.version) for position in self.ledger.issue(count, self.version)
-        ]
-        self._p.connection.submit(tickets)
+        prompts = self._p.prompts
+        issued, too_long = issue_fitting(self.ledger, prompts.fits, count, self.version)
+        for position in too_long:
+            self._p.tracker.disposition(position, prompts.row(position).id, PROMPT_TOO_LONG, self.version)
+        self._p.connection.submit([prompts.ticket(position, self.version) for position in issued])
 
     def _next_batch(self) -> list[m.ScoredGroup] | None:
         """Wait for a batch that may be trained at this version; None where a stop was requested."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Literal
 
 import msgspec
@@ -14,15 +15,18 @@ from common import messages as m
 from common.config import Config
 from common.data.rows import requests_of
 from common.run_folder import RunFolder
+from common.tasks import Row, Task
 from common.tasks.from_config import task_of
 from common.tracking.tracker import Tracker
 from common.transport.keys import load_run_keys
 from learner.adapters import LoraSettings
 from learner.checkpoint import CheckpointError, latest_valid, load_checkpoint
 from learner.connection import LearnerConnection
-from learner.distributed import initialize, shutdown
+from learner.distributed import failures_recorded, initialize, shutdown
 from learner.loop import LearnerLoop, LearnerParts, LearnerState
+from learner.prompt_lengths import log_too_long, prompt_tokens, too_long
 from learner.prompts import PromptStream
+from learner.rank_watch import RankWatch
 from learner.settings import TrainerSettings
 from learner.team import Team
 from learner.trainer import Trainer
@@ -50,12 +54,23 @@ def run_learner(
         DataError, FileNotFoundError: corpus or model cannot be read.
     """
     torch.set_num_threads(config.learner.threads)
-    mesh = initialize()
     try:
-        assert config.model.path is not None, "the launcher resolves model.path"
-        trainer = Trainer(trainer_settings(config), config.model.path, mesh)
-        blob = _restore(trainer, folder, resume)
-        team = Team(trainer, folder.checkpoints, config.learner.keep_checkpoints)
+        with failures_recorded():
+            return _run_rank(config, folder, endpoint, host, resume, stop_requested)
+    finally:
+        shutdown()
+
+
+def _run_rank(
+    config: Config, folder: RunFolder, endpoint: str, host: str, resume: Resume, stop_requested: Callable[[], bool]
+) -> bool:
+    learner = config.learner
+    mesh = initialize(replicas=learner.replicas, collective_timeout=timedelta(seconds=learner.collective_timeout_s))
+    assert config.model.path is not None, "the launcher resolves model.path"
+    trainer = Trainer(trainer_settings(config), config.model.path, mesh)
+    blob = _restore(trainer, folder, resume)
+    with RankWatch(learner.collective_timeout_s) as watch:
+        team = Team(trainer, folder.checkpoints, learner.keep_checkpoints, watch)
         if not trainer.leads:
             team.follow()
             return True
@@ -63,8 +78,6 @@ def run_learner(
         completed = _lead(config, folder, endpoint, host, team, state, stop_requested)
         team.dismiss()
         return completed
-    finally:
-        shutdown()
 
 
 def trainer_settings(config: Config) -> TrainerSettings:
@@ -114,8 +127,12 @@ def _lead(
     stop_requested: Callable[[], bool],
 ) -> bool:
     """Rank 0: open the connections, run the loop, close them again."""
-    heldout = requests_of(config.data, config.data.heldout_split)[: config.data.heldout_limit]
     task = task_of(config)
+    train = requests_of(config.data, config.data.train_split)
+    heldout = requests_of(config.data, config.data.heldout_split)[: config.data.heldout_limit]
+    train_too_long = _too_long(config, task, train, config.data.train_split)
+    heldout_too_long = _too_long(config, task, heldout, config.data.heldout_split)
+    heldout = [row for row in heldout if row.id not in heldout_too_long]
     keys = load_run_keys(folder.keys, "learner")
     folder.heldout.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(
@@ -138,9 +155,7 @@ def _lead(
         connection=connection,
         weights=weights,
         weights_key=keys.own.public.decode(),
-        prompts=PromptStream(
-            requests_of(config.data, config.data.train_split), task, _train_sampling(config), config.run.seed
-        ),
+        prompts=PromptStream(train, task, _train_sampling(config), config.run.seed, train_too_long),
         heldout=heldout,
         task=task,
         tracker=tracker,
@@ -153,6 +168,15 @@ def _lead(
         connection.close()
         weights.close()
         tracker.finish({})
+
+
+def _too_long(config: Config, task: Task, rows: Sequence[Row], split: str) -> frozenset[str]:
+    """Ids of the rows whose prompt leaves no room for an answer of `sampling.max_tokens`; the log says how many."""
+    assert config.model.path is not None
+    most = config.actor.max_model_len - config.sampling.max_tokens
+    found = too_long(rows, prompt_tokens(config.model.path, task), most)
+    log_too_long(found, rows, most, split)
+    return found
 
 
 def _train_sampling(config: Config) -> m.Sampling:

@@ -120,7 +120,8 @@ def estimate_memory(config: Config, shape: ModelShape) -> MemoryEstimate:
     A separate critic is a second model of the same shape, trained beside the policy with all of its weights.
     """
     learner, separate_critic = config.learner, config.algorithm.critic == "separate"
-    ranks, compute, lora = learner.processes, _COMPUTE_BYTES[learner.dtype], learner.lora
+    ranks = learner.processes // learner.replicas  # those that share one copy
+    compute, lora = _COMPUTE_BYTES[learner.dtype], learner.lora
     total = shape.parameters
     critic = total if separate_critic else 0
     trained = critic + (total if lora is None else shape.adapter_parameters(lora.rank, lora.targets))
@@ -132,7 +133,7 @@ def estimate_memory(config: Config, shape: ModelShape) -> MemoryEstimate:
     }
     at_rest = {name: size / ranks for name, size in of_all.items()}
     on_device = dict.fromkeys(at_rest, 0.0) if learner.offload == "optimizer" else dict(at_rest)
-    if ranks > 1:  # a gradient stays whole until the last micro-batch of an update: only then is it reduced
+    if learner.processes > 1:  # a gradient stays whole until the last micro-batch of an update: only then is it reduced
         on_device["gradients"] += MASTER_BYTES * trained
     gathered = _gathered(shape, ranks) * (2 if separate_critic else 1)
     return MemoryEstimate(

@@ -20,22 +20,37 @@ class PromptStream:
         rows: the N training requests.
         sampling: how groups are drawn; its seed makes equal runs equal.
         seed: of the epochs' orders.
+        too_long: ids of the requests whose prompt the engine cannot take; they keep their positions.
     """
 
-    def __init__(self, rows: Sequence[Row], task: Task, sampling: m.Sampling, seed: int) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        task: Task,
+        sampling: m.Sampling,
+        seed: int,
+        too_long: frozenset[str] = frozenset(),
+    ) -> None:
         if not rows:
             raise ValueError("there is no training request: data.train_split has no judged request")
+        if all(row.id in too_long for row in rows):
+            raise ValueError("every prompt is too long for the engine: raise actor.max_model_len")
         for row in rows:
             task.check_row(row)
         self._rows = rows
         self._task = task
         self._sampling = sampling
         self._seed = seed
+        self._too_long = too_long
         self._order = lru_cache(maxsize=4)(self._shuffled)
 
     def row(self, position: int) -> Row:
         """The request at a position."""
         return self._rows[self._order(position // len(self._rows))[position % len(self._rows)]]
+
+    def fits(self, position: int) -> bool:
+        """Whether the engine can take the prompt at a position."""
+        return self.row(position).id not in self._too_long
 
     def ticket(self, position: int, min_version: int) -> m.Ticket:
         """The ticket of a position; `min_version` is the newest published version."""

@@ -264,11 +264,25 @@ class LearnerConfig(Section):
     offload: Literal["none", "optimizer"] = Field(
         "none", description="optimizer: weights, gradients and moments rest in CPU memory and are updated there"
     )
-    processes: PositiveInt = Field(1, description="FSDP2 ranks")
+    processes: PositiveInt = Field(1, description="Ranks, which share the model's weights and moments (FSDP2)")
+    replicas: PositiveInt = Field(
+        1, description="Copies of the model (HSDP); each is shared by processes / replicas ranks"
+    )
+    collective_timeout_s: PositiveFloat = Field(
+        600.0, description="Seconds that ranks wait for one that does not move in a training step before all end"
+    )
     threads: PositiveInt = Field(1, description="CPU threads per rank")
     checkpoint_every: PositiveInt = Field(50, description="Steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="Checkpoints kept")
     eval_every: int = Field(0, ge=0, description="Steps between held-out evaluations; 0: start and end only")
+
+    @model_validator(mode="after")
+    def _replicas_are_equal(self) -> LearnerConfig:
+        if self.processes % self.replicas:
+            raise ValueError(
+                f"processes: {self.processes} cannot be {self.replicas} equal replicas: choose a multiple of replicas"
+            )
+        return self
 
 
 class ActorConfig(Section):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+
+ORIGINAL_PROMPT: Final = "original_prompt"
+"""Key of `Row.metadata`: the prompt that was published with the row (`common.data.originals.chat_markup`)."""
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -54,9 +57,10 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
 def to_reference(row: Row) -> dict[str, Any]:
     """What a ticket carries of a row, ready for MessagePack: the fields that are not empty.
 
-    The tables stand in the prompt and are left out.
+    The tables stand in the prompt and are left out, and so is a prompt that was published with the row.
     """
-    fields: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(row, tables=""))
+    metadata = {name: value for name, value in row.metadata.items() if name != ORIGINAL_PROMPT}
+    fields: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(row, tables="", metadata=metadata))
     # Lists, because that is what MessagePack gives back: a ticket equals itself after a journey.
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 

@@ -92,6 +92,7 @@ def test_broken_files_give_one_line(tmp_path: Path, text: str, message: str) -> 
         (["algorithm.importance_low=1.5"], r"algorithm\.importance_low"),
         (["algorithm.importance_cap=0.9"], r"algorithm\.importance_cap"),
         (["algorithm.dual_clip=1"], r"algorithm\.dual_clip"),
+        (["learner.processes=6", "learner.replicas=4"], "6 cannot be 4 equal replicas: choose a multiple"),
     ],
 )
 def test_choices_that_do_not_go_together_say_what_to_set(config_file: Path, overrides: list[str], message: str) -> None:

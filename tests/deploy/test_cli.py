@@ -137,6 +137,11 @@ def test_the_learner_may_have_to_resume_or_only_if_it_can() -> None:
         _parse([*base, "--resume=perhaps"])
 
 
+def test_ranks_that_do_not_make_equal_replicas_are_refused(config: Path, tmp_path: Path) -> None:
+    command = ["learner", str(config), "learner.replicas=2", "--connect", "tcp://127.0.0.1:9", "--processes", "3"]
+    fails_with(deepretrieval(*command, cwd=tmp_path), "processes: 3", "multiple of replicas")
+
+
 def test_roles_are_launched_on_ray_and_nowhere_else_yet(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = _parse(["launch", "c.yaml", "--on", "ray", "--address", "ray://h:10001", "a.b=1"])
     assert (arguments.on, arguments.address, arguments.overrides) == ("ray", "ray://h:10001", ["a.b=1"])

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.deploy.small_run import MAX_STALENESS, ROOT, SMALL, SmallRun
+from tests.tiny_model import build_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -77,6 +78,26 @@ def test_a_broker_that_stands_still_for_longer_than_a_lease_goes_on_where_it_was
     run.finish()
     assert "broker is started again" not in run.launcher_log()
     run.assert_balanced(steps=8)
+    assert run.processes() == []
+
+
+def test_a_rank_is_killed_and_the_learner_is_started_again(demo_folder: Path) -> None:
+    model = build_tiny_model(demo_folder / "tiny", seed=0)  # learns nothing: every reward is the same
+    settings = [f"model.path={model}", "algorithm.filter_zero_variance=false", "sampling.max_tokens=16"]
+    run = SmallRun(demo_folder, "ranks", [*SMALL, *settings, "learner.steps=5", "learner.processes=2"]).start()
+    try:
+        run.wait_for_step(2)
+        learner = run.role("learner")
+        assert learner is not None
+        assert learner.pid is not None
+        ranks = {rank.environ()["RANK"]: rank for rank in psutil.Process(learner.pid).children()}
+        assert sorted(ranks) == ["0", "1"]
+        ranks["1"].kill()
+        run.finish()
+    finally:
+        run.end()
+    assert "learner is started again, it ended with status 1: rank 1 (process " in run.launcher_log()
+    run.assert_balanced(steps=5)
     assert run.processes() == []
 
 
