@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# A block's logits should lie in a CPU's cache while the softmax passes over them, and be wide enough for the matrix
-# products to run at full speed.
-BLOCK_ELEMENTS = 1 << 22
+# Logits in a block: wide enough for the matrix products to run at full speed (4,096 tokens x 4,096 columns).
+BLOCK_ELEMENTS = 1 << 24
 MIN_BLOCK_WIDTH = 1024
-# Logits of this many bytes may wait for the backward pass in memory of their own: a small vocabulary is computed once.
+# Logits that may wait for the backward pass in memory of their own. A small vocabulary fits, and is computed once.
 KEPT_BYTES = 256 << 20
 # What transformers models do to the output layer's logits, by the config key that asks for it and the value that
 # leaves them alone (None always does).
@@ -40,7 +39,7 @@ def linear_logprobs(
     """Score one token per hidden state under softmax((hidden @ weight.T + bias) / temperature).
 
     Matrix products run in the inputs' dtype, everything else in float32 (float64 for float64 inputs). Memory
-    beyond the gradients is three blocks of logits plus at most ``KEPT_BYTES``; without gradients, the blocks alone.
+    beyond the gradients is three blocks of logits and at most ``KEPT_BYTES``; without gradients, the blocks alone.
 
     Args:
         hidden: float [N, H], N may be 0.
@@ -191,27 +190,39 @@ class _LinearLogprobs(torch.autograd.Function):
 class _KeptLogits:
     """The logits of the first blocks, from the forward to the backward pass.
 
-    Large ones lie at the end of what will be the weight's gradient (``gradient``, else None), whose rows are written
-    from its start, block by block as the logits are read. It never reaches logits not yet read: when s of the K
-    columns kept are done, it is s H long and the logits of the others begin at V H - N (K - s). That s H is not more
-    is linear in s and true at both ends, as N K <= V H and K <= V.
+    If they take more than ``KEPT_BYTES``, the first ones lie at the end of what will be the weight's gradient
+    (``gradient``, else None), whose rows are written from its start, block by block as the logits are read. It never
+    reaches logits not yet read: when s of the K columns there are done, it is s H long and the logits of the others
+    begin at V H - N (K - s). That s H is not more is linear in s and true at both ends, as N K <= V H and K <= V.
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, blocks: list[slice], weight_needs_gradient: bool) -> None:
-        rows, own = len(hidden), KEPT_BYTES // hidden.itemsize
-        shares = weight_needs_gradient and min(rows * len(weight), weight.numel()) > own
-        room = weight.numel() if shares else own
-        fitting = [block for block in blocks if rows * block.stop <= room]
-        used = rows * sum(block.stop - block.start for block in fitting)
+        self._rows, self._logits = len(hidden), list[Tensor]()
+        own = KEPT_BYTES // hidden.itemsize
+        shares = weight_needs_gradient and self._rows * len(weight) > own
         self.gradient = weight.new_empty(weight.shape) if shares else None
-        space = hidden.new_empty(used) if self.gradient is None else self.gradient.view(-1)[room - used :]
-        self._logits = [
-            space[rows * block.start : rows * block.stop].view(rows, block.stop - block.start) for block in fitting
-        ]
+        if self.gradient is not None:
+            self._fill(self.gradient.view(-1), self._fitting(blocks, weight.numel()))
+        blocks = self._fitting(blocks[len(self._logits) :], own)
+        self._fill(hidden.new_empty(self._elements(blocks)), blocks)
 
     def logits(self, index: int) -> Tensor | None:
         """Where the block's logits [N, width] are kept, if they are."""
         return self._logits[index] if index < len(self._logits) else None
+
+    def _elements(self, blocks: list[slice]) -> int:
+        return self._rows * (blocks[-1].stop - blocks[0].start) if blocks else 0
+
+    def _fitting(self, blocks: list[slice], room: int) -> list[slice]:
+        """The first blocks, as many as ``room`` elements hold."""
+        return [block for index, block in enumerate(blocks) if self._elements(blocks[: index + 1]) <= room]
+
+    def _fill(self, space: Tensor, blocks: list[slice]) -> None:
+        """Lay the blocks out, one after the other, at the end of ``space``."""
+        tail = space[len(space) - self._elements(blocks) :].split([self._elements([block]) for block in blocks])
+        self._logits += [
+            part.view(self._rows, block.stop - block.start) for part, block in zip(tail, blocks, strict=True)
+        ]
 
 
 class _RowFactors:

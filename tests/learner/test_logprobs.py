@@ -17,7 +17,7 @@ VOCAB, WIDTH = 37, 6
 
 
 # With 0 bytes of their own, logits are kept in the gradient's space as far as it goes.
-@pytest.fixture(params=[0, 900, 1 << 30], ids=["in the gradient", "some", "all"])
+@pytest.fixture(params=[0, 500, 1 << 30], ids=["in the gradient", "there and beside it", "beside it"])
 def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 8 columns, so that 37 need five, the last of them narrower."""
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", 8)
