@@ -66,7 +66,7 @@ class EndpointGenerator(Generator):
         stop: str,
     ) -> list[Generated]:
         if prefix:
-            raise LaunchError("an endpoint cannot go on from the beginning of an answer: set task.options.prefill=false")
+            raise LaunchError("an endpoint cannot go on from a given beginning: set task.options.prefill=false")
         body = {
             "model": self._endpoint.model,
             "messages": list(messages),
