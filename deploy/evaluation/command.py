@@ -107,7 +107,8 @@ def _eval(arguments: argparse.Namespace) -> int:
         _write(plan, folder, results, records, arguments.run_file)
     console.print(folder.table.read_text(), markup=False, highlight=False, soft_wrap=True)
     console.print(f"{folder.path}: queries.jsonl, results.json, table.md", highlight=False, soft_wrap=True)
-    return 1 if any("unavailable" in method.apart for method in results.methods.values()) else 0
+    incomplete = any("unavailable" in method.apart for method in results.methods.values())
+    return 1 if incomplete or results.methods[plan.name].queries == 0 else 0
 
 
 def _work(plan: Plan, folder: EvaluationFolder, console: Console) -> dict[str | None, list[QueryRecord]]:

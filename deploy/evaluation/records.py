@@ -77,8 +77,8 @@ class RecordFile:
         before = path.stat().st_size if path.exists() else 0
         self._file = JsonlFile(path)
         self.cut_bytes = max(0, before - path.stat().st_size)
-        self._file.keep(lambda line: _is_final(line, rankings))
-        self.records = {record.id: record for record in read_records(path)}
+        self.records = {record.id: record for record in read_records(path) if _is_final(record, rankings)}
+        self._file.keep(lambda line: line["id"] in self.records)
 
     def append(self, record: QueryRecord) -> None:
         """Write one record; it is on its way to the disk when this returns."""
@@ -148,7 +148,7 @@ class EvaluationFolder:
             os.close(descriptor)
 
 
-def _is_final(line: Mapping[str, Any], rankings: bool) -> bool:
-    if line.get("apart") == "unavailable":
-        return False
-    return not rankings or "ranking" in line or bool(line.get("apart"))
+def _is_final(record: QueryRecord, rankings: bool) -> bool:
+    if record.apart:
+        return record.apart != "unavailable"
+    return record.ranking is not None or not rankings

@@ -62,7 +62,8 @@ async def evaluate(plan: Plan, folder: EvaluationFolder, console: Console) -> di
         for name, queries in (await asyncio.to_thread(_queries, plan)).items():
             file = stack.enter_context(closing(RecordFile(folder.records_of(name), plan.rankings)))
             if file.cut_bytes:
-                console.print(f"{folder.records_of(name)}: an unfinished line was cut off", style="yellow")
+                cut = f"{folder.records_of(name)}: an unfinished line was cut off"
+                console.print(cut, style="yellow", highlight=False, soft_wrap=True)
             rows = [(number, row) for number, row in enumerate(plan.rows) if name is None or row.id in queries]
             works.append(Work(name, file, rows, queries))
         left = [work for work in works if work.todo]
@@ -102,7 +103,7 @@ async def _do(plan: Plan, folder: EvaluationFolder, works: Sequence[Work], conso
                 await stack.enter_async_context(generator)
                 method = ModelAnswers(plan, generator, judge, rankings)
             with EvaluationProgress(work.baseline or plan.name, len(work.rows), len(work.todo), console) as progress:
-                await _record_all(work, method, judge, progress)
+                await record_all(work, method, judge, progress)
 
 
 @asynccontextmanager
@@ -117,7 +118,7 @@ async def _answerer(plan: Plan, folder: EvaluationFolder) -> AsyncIterator[Answe
             yield answerer
 
 
-async def _record_all(work: Work, method: Method, judge: Judge, progress: EvaluationProgress) -> None:
+async def record_all(work: Work, method: Method, judge: Judge, progress: EvaluationProgress) -> None:
     """Every request at once: the generator and the judge let in as many as they can work on."""
 
     async def do(number: int, row: Row) -> None:
