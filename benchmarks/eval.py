@@ -6,8 +6,8 @@ disk. The rival is vLLM's offline `LLM.generate` on the same prompts with the sa
 so that both generate the same tokens. Each has a process of its own, is warmed up on a few prompts first, and they take
 turns; starting engine and server is in neither time. Prints one JSON line:
 
-* `eval_per_s`, `vllm_per_s`: requests per second, medians over the rounds; `ratio`: median over the rounds of the two of
-  the same round (1: searching is free);
+* `eval_per_s`, `vllm_per_s`: requests per second, medians over the rounds; `ratio`: median over the rounds of the two
+  of the same round (1: searching is free);
 * `requests`, `tokens`: how many, and tokens of all texts (of both, which must be about the same);
 * `calls`: searches the engine was asked: well-formed and distinct ones; `format`: share of well-formed texts;
 * `model`, `device`.
@@ -71,7 +71,7 @@ def main() -> None:
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """The demo's task and world with the model that is asked for."""
     given = [f"model.path={arguments.model.resolve()}"] if arguments.model else []
-    fixed = ["actor.engine=vllm", "actor.concurrent_groups=128", "sampling.group_size=1", "data.heldout_split=train"]
+    fixed = ["actor.engine=vllm", "actor.concurrent_groups=64", "sampling.group_size=2", "data.heldout_split=train"]
     config = load_config(ROOT / "configs" / "demo.yaml", [*fixed, *given, *arguments.overrides])
     corpus = prepare_corpus(config)
     config = config.model_copy(update={"data": config.data.model_copy(update={"corpus": str(corpus)})})
@@ -115,21 +115,25 @@ def measured(side: str) -> dict[str, Any]:
 
 
 async def evaluate(plan: Plan) -> dict[str, Any]:
-    """Ours: generate, search, score, write."""
+    """Ours: generate, search, score, write. What the warm-up searched is known, and not searched again."""
+    assert plan.model is not None
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        async with own_search_server(plan.config, base / "server.log") as config, generator(plan) as texts:
-            async with answerer_of(config, plan.task) as answerer:
-                judge = Judge(Scorer(plan.task, answerer), config.rewarder.concurrent_groups)
-                method = ModelAnswers(plan, texts, judge, None)
-                await asyncio.gather(*(method.record(row, number) for number, row in enumerate(plan.rows[:WARM_UP])))
-                # Whatever the warm-up has searched is known by now, so the timed part asks for the rest only.
-                work = Work(None, RecordFile(base / "queries.jsonl"), list(enumerate(plan.rows)), {})
-                began = time.perf_counter()
-                with EvaluationProgress("eval", len(plan.rows), len(plan.rows), Console(stderr=True)) as progress:
-                    await record_all(work, method, judge, progress)
-                seconds = time.perf_counter() - began
-                work.file.close()
+        async with (
+            own_search_server(plan.config, base / "server.log") as config,
+            generator_of(plan.model, plan.config) as texts,
+            answerer_of(config, plan.task) as answerer,
+        ):
+            judge = Judge(Scorer(plan.task, answerer), config.rewarder.concurrent_groups)
+            method = ModelAnswers(plan, texts, judge, None)
+            await asyncio.gather(*(method.record(row, number) for number, row in enumerate(plan.rows[:WARM_UP])))
+            judge.take_calls()
+            work = Work(None, RecordFile(base / "queries.jsonl"), list(enumerate(plan.rows)), {})
+            began = time.perf_counter()
+            with EvaluationProgress("eval", len(plan.rows), len(plan.rows), Console(stderr=True)) as progress:
+                await record_all(work, method, judge, progress)
+            seconds = time.perf_counter() - began
+            work.file.close()
         samples = [record.samples[0] for record in work.file.records.values()]
         return {
             "per_s": len(samples) / seconds,
@@ -138,12 +142,6 @@ async def evaluate(plan: Plan) -> dict[str, Any]:
             "calls": sum(record.calls for record in work.file.records.values()),
             "format": statistics.fmean(sample.metrics.get("format", 0.0) for sample in samples),
         }
-
-
-def generator(plan: Plan) -> Any:
-    """The engine of the evaluation."""
-    assert plan.model is not None
-    return generator_of(plan.model, plan.config)
 
 
 def generate(plan: Plan) -> dict[str, Any]:
