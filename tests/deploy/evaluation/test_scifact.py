@@ -1,4 +1,4 @@
-"""Acceptance: plain BM25 on SciFact through `eval` is what is known of it, and what ir_measures says of its run file."""
+"""Acceptance: plain BM25 on SciFact through `eval` is what is known of it, and what ir_measures makes of its run."""
 
 from __future__ import annotations
 
