@@ -110,7 +110,9 @@ def measured(side: str) -> dict[str, Any]:
     """One side in a process of its own, with the same arguments."""
     command = [sys.executable, "-m", "benchmarks.eval", *sys.argv[1:], "--side", side]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=dict(os.environ))
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    # vLLM has last words of its own.
+    line = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
+    found: dict[str, Any] = json.loads(line)
     return found
 
 

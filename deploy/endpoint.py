@@ -55,7 +55,7 @@ class EndpointGenerator(Generator):
 
     async def generate(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | str,
         *,
         n: int,
         temperature: float,
@@ -65,8 +65,11 @@ class EndpointGenerator(Generator):
         prefix: str,
         stop: str,
     ) -> list[Generated]:
-        if prefix:
-            raise LaunchError("an endpoint cannot go on from a given beginning: set task.options.prefill=false")
+        if prefix or isinstance(messages, str):
+            raise LaunchError(
+                "an endpoint of chats takes no text as it is and no beginning of an answer: leave out "
+                "--prompt original and task.options.prefill"
+            )
         body = {
             "model": self._endpoint.model,
             "messages": list(messages),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ class Generator(AbstractAsyncContextManager["Generator"], Protocol):
 
     async def generate(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | str,
         *,
         n: int,
         temperature: float,
@@ -73,6 +73,7 @@ class Generator(AbstractAsyncContextManager["Generator"], Protocol):
         """`n` responses to a chat.
 
         Args:
+            messages: of the chat; or a whole prompt as text, to which no chat template is applied.
             temperature: 0 is greedy decoding.
             top_p: nucleus mass, in (0, 1].
             max_tokens: longest response.
@@ -101,6 +102,7 @@ class EngineGenerator(Generator):
         self._model = model
         self._engine: Engine = create_engine(engine, options)
         self._encoders: dict[str, PromptEncoder] = {}
+        self._encode_text: Callable[[str], list[int]] | None = None
         self._numbers = itertools.count()
         self._turns = asyncio.Semaphore(_QUEUED * options.max_sequences)
         self.name = self._engine.name
@@ -122,7 +124,7 @@ class EngineGenerator(Generator):
 
     async def generate(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | str,
         *,
         n: int,
         temperature: float,
@@ -142,10 +144,13 @@ class EngineGenerator(Generator):
             completions = await self._engine.generate(request)
         return [Generated(c.text, len(prompt_ids), len(c.token_ids), c.finish_reason) for c in completions]
 
-    def _encode(self, messages: Sequence[Message], prefix: str) -> list[int]:
-        from actors.loop import chat_encoder
+    def _encode(self, messages: Sequence[Message] | str, prefix: str) -> list[int]:
+        from actors.loop import chat_encoder, text_encoder
         from common.messages import ChatMessage
 
+        if isinstance(messages, str):
+            self._encode_text = self._encode_text or text_encoder(self._model)
+            return self._encode_text(messages + prefix)
         if prefix not in self._encoders:
             self._encoders[prefix] = chat_encoder(self._model, prefix)
         return self._encoders[prefix]([ChatMessage(**message) for message in messages])

@@ -12,6 +12,7 @@ import msgspec
 
 from common.config import Config
 from common.data.beir import CORPUS_FILE
+from common.data.originals.chat_markup import prompt_of, published_text
 from common.data.rows import requests_of
 from common.metrics.ranking import is_ranking_metric
 from common.tasks import Message, Row, Task
@@ -21,16 +22,16 @@ from deploy.models import ModelSource
 
 PromptSource = Literal["task", "original"]
 
-ORIGINAL_PROMPT: Final = "original_prompt"  # key of a row's metadata
 _CUTS: Final = (10, 100, 1000)
 # Measured, but not better where they are higher.
 _NO_QUALITY: Final = frozenset({"rank", "rows", "timeout"})
 
 
-class PublishedPrompt(msgspec.Struct, frozen=True):
-    """The prompt a row was published with: chat messages, and the beginning of the answer."""
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked: a chat, or a whole prompt as text; and the beginning of the answer."""
 
-    messages: list[Message]
+    messages: list[Message] | str
     prefix: str = ""
 
 
@@ -74,20 +75,24 @@ class Plan:
         """Of the model."""
         return "raw request" if self.model is None else self.model.name
 
-    def prompt_of(self, row: Row) -> PublishedPrompt:
-        """What the model is asked for a row.
+    def prompt_of(self, row: Row) -> Prompt:
+        """What the model is asked for a row. The published prompt is text, as the released checkpoints were trained on:
+        its markup is not always that of the model's chat template.
 
         Raises:
             LaunchError: the published prompt is wanted, and the row has none.
         """
         if self.prompt == "task":
-            return PublishedPrompt(self.task.messages(row), self.task.response_prefix)
+            return Prompt(self.task.messages(row), self.task.response_prefix)
         try:
-            return msgspec.convert(row.metadata[ORIGINAL_PROMPT], PublishedPrompt)
-        except (KeyError, msgspec.ValidationError):
+            published = prompt_of(row.metadata)
+        except ValueError as error:
+            raise LaunchError(f"row {row.id!r}: its published prompt is none: {error}") from None
+        if published is None:
             raise LaunchError(
                 f"row {row.id!r} has no published prompt: prepare the original's own rows, or leave out --prompt"
-            ) from None
+            )
+        return Prompt(published_text(msgspec.structs.replace(published, prefix="")), published.prefix)
 
     def fingerprint(self) -> dict[str, str]:
         """Whatever changes the answers or their scores, part by part; two evaluations may go on from each other only

@@ -47,6 +47,16 @@ async def test_greedy_texts_are_the_actors(model: Path) -> None:
         assert found.finish_reason == expected[0].finish_reason
 
 
+async def test_a_prompt_as_text_is_taken_as_it_is(model: Path) -> None:
+    chat = [ChatMessage(**message) for message in CHAT]
+    options = {"n": 1, "temperature": 0.0, "top_p": 1.0, "max_tokens": 16, "seed": None}
+    markup = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in chat) + "<|im_start|>assistant\n"
+    async with generator(model) as texts:
+        assert await texts.generate(markup, prefix="", stop=STOP, **options) == await ask(texts)
+        (longer,) = await texts.generate(markup + " more", prefix="", stop=STOP, **options)
+        assert longer.prompt_tokens > len(chat_encoder(model)(chat))
+
+
 async def test_a_seed_repeats_its_samples_and_they_differ(model: Path) -> None:
     async with generator(model) as texts:
         first = await ask(texts, n=3, temperature=1.0, seed=5)

@@ -16,8 +16,8 @@ from deploy.evaluation.command import plan_of
 from deploy.evaluation.plan import Plan, quality_metrics, with_standard_metrics
 
 PUBLISHED = {
-    "template": "chatml",
-    "messages": [{"role": "user", "content": "as published"}],
+    "template": "text",
+    "messages": [{"role": "system", "content": "As"}, {"role": "user", "content": "published"}],
     "prefix": "Let me.\n<think>",
 }
 
@@ -49,7 +49,7 @@ def test_rows_that_cannot_be_scored_are_left_out_and_no_other_split_is_needed(co
 def test_the_published_prompt_is_asked_and_its_answers_read_leniently(corpus: Path) -> None:
     first, second = plan(corpus, "--prompt", "original").rows
     published = plan(corpus, "--prompt", "original", "task.options.prefill=true")
-    assert published.prompt_of(first).messages == PUBLISHED["messages"]
+    assert published.prompt_of(first).messages == "As\nUser: published\nAssistant: "
     assert published.prompt_of(first).prefix == PUBLISHED["prefix"]
     answer = published.task.parse('Let me.\n<think>so</think>\n<answer>{"query": "aspirin"}</answer>')
     assert getattr(answer, "query", None) == "aspirin"
