@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +50,14 @@ def chat_encoder(model_dir: Path, response_prefix: str = "") -> PromptEncoder:
         return list(tokenizer(text + response_prefix, add_special_tokens=False)["input_ids"])
 
     return encode
+
+
+def text_encoder(model_dir: Path) -> Callable[[str], list[int]]:
+    """The tokenizer of a Hugging Face folder, for prompts that are rendered already."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 class Actor:

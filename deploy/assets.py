@@ -10,6 +10,7 @@ from pathlib import Path
 from common.config import Config
 from common.data.rows import read_requests
 from common.data.worlds import WORLDS
+from common.run_folder import RunFolder
 from deploy.errors import LaunchError
 from deploy.processes import KEEP_MEMORY
 from deploy.search_engine import query_form
@@ -83,7 +84,7 @@ def prepare_model(config: Config, corpus: Path) -> Path:
     local = Path(os.path.expandvars(config.model.path)).expanduser()
     if local.exists() or config.model.path.startswith((".", "/", "~", "$")):
         raise LaunchError(f"model.path {local} holds no model: config.json is missing")
-    return _download(config.model.path)
+    return download_model(config.model.path)
 
 
 def local_model(config: Config) -> Path | None:
@@ -94,12 +95,33 @@ def local_model(config: Config) -> Path | None:
     return local.resolve() if (local / "config.json").is_file() else None
 
 
-def _download(hub_id: str) -> Path:
+def exported_model(run: Path, step: int | None = None) -> Path:
+    """A checkpoint of a run as a Hugging Face folder, the newest where no step is named; made where it is not there.
+
+    Raises:
+        CheckpointError: there is no such checkpoint. LaunchError: the export failed.
+    """
+    from learner.checkpoint import find_checkpoint, step_of
+
+    folder = RunFolder(run)
+    checkpoint = find_checkpoint(folder.checkpoints, step)
+    exported = folder.exports / checkpoint.name
+    if (exported / "config.json").is_file():
+        return exported
+    return _build("export", str(run), "--step", str(step_of(checkpoint)))
+
+
+def download_model(hub_id: str) -> Path:
+    """The folder of a model of the hub, downloaded where it is not there.
+
+    Raises:
+        LaunchError: it cannot be had; says why in one line.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
         raise LaunchError(
-            f"model.path {hub_id} is a hub id: pip install 'deepretrieval-async[learner]' to download it"
+            f"{hub_id} is a model of the hub: pip install 'deepretrieval-async[learner]' to download it"
         ) from None
     try:
         return Path(
@@ -107,9 +129,7 @@ def _download(hub_id: str) -> Path:
         )
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LaunchError(
-            f"cannot download the model {hub_id}: {reason}; or set model.path to a local folder"
-        ) from None
+        raise LaunchError(f"cannot download the model {hub_id}: {reason}; or name a local folder") from None
 
 
 def _build(*arguments: str) -> Path:

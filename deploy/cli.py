@@ -13,6 +13,7 @@ from common.config import Config, load_config
 from common.run_folder import RunFolder
 from deploy import data_commands, doctor, export_command, fleet_commands, run_commands, search_server_command
 from deploy.errors import exit_status, user_message
+from deploy.evaluation import command as evaluation_command
 from deploy.open_files import allow_open_files
 
 Handler = Callable[[argparse.Namespace], int]
@@ -51,7 +52,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Like `parse_args`, but overrides may also stand after options."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(_with_bare_resume(list(sys.argv[1:] if argv is None else argv)))
-    strangers = [word for word in rest if word.startswith("-") or "=" not in word]
+    anywhere = hasattr(arguments, "words_anywhere")  # this command sorts its words itself
+    strangers = [word for word in rest if word.startswith("-") or not (anywhere or "=" in word)]
     if strangers or (rest and not hasattr(arguments, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(strangers or rest)}")
     if rest:
@@ -83,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     data_commands.add_commands(commands)
     _add_report(commands)
     export_command.add_command(commands)
+    evaluation_command.add_command(commands)
     check = commands.add_parser("doctor", help="what is installed and configured, and what to do about what is not")
     doctor.add_arguments(check)
     check.set_defaults(handler=lambda arguments: doctor.run(arguments.deep, arguments.json, arguments.config))

@@ -12,6 +12,7 @@ An engine that takes a query as a bag of words or by its meaning gets "original"
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ QueryForm = Literal["boolean", "words"]
 RAREST_K: Final = (1, 2, 3, 4, 5)
 LARGEST_CORPUS: Final = 2 << 30  # bytes; the words of a larger one are not counted, that takes hours and much memory
 _CONCURRENCY: Final = 16
+_PICO_LINE: Final = re.compile(r"^[ \t]*[PICO][ \t]*:(.+)$", re.MULTILINE)
 
 
 def document_frequencies(corpus_dir: str | Path) -> Counter[str]:
@@ -38,6 +40,23 @@ def document_frequencies(corpus_dir: str | Path) -> Counter[str]:
     for document in read_corpus(corpus_dir):
         frequencies.update(set(search_words(f"{document.title} {document.text}")))
     return frequencies
+
+
+def known_frequencies(corpus_dir: str | Path) -> Counter[str] | None:
+    """As `document_frequencies`; None where there is no corpus to count, or one too large for it."""
+    corpus = Path(corpus_dir) / CORPUS_FILE
+    countable = corpus.is_file() and corpus.stat().st_size <= LARGEST_CORPUS
+    return document_frequencies(corpus_dir) if countable else None
+
+
+def pico_query(text: str) -> str | None:
+    """OR of the PICO elements of a request, each the AND of its words; None where the request is not given by them.
+
+    An element is a line `P: …`, `I: …`, `C: …` or `O: …` with something after the colon.
+    """
+    elements = [" AND ".join(dict.fromkeys(search_words(element))) for element in _PICO_LINE.findall(text)]
+    found = [f"({element})" for element in elements if element]
+    return " OR ".join(found) if len(found) > 1 else None
 
 
 def baseline_queries(text: str, frequencies: Mapping[str, int] | None, form: QueryForm = "boolean") -> dict[str, str]:
@@ -75,9 +94,7 @@ async def evaluate_baselines(
 
     answerer: started; its task says what is measured.
     """
-    corpus = Path(corpus_dir) / CORPUS_FILE
-    countable = corpus.is_file() and corpus.stat().st_size <= LARGEST_CORPUS
-    frequencies = await asyncio.to_thread(document_frequencies, corpus_dir) if countable else None
+    frequencies = await asyncio.to_thread(known_frequencies, corpus_dir)
     judge = _Judge(answerer)
     per_row = [baseline_queries(row.text, frequencies, form) for row in rows]
     names = list(per_row[0]) if per_row else []

@@ -50,6 +50,10 @@ class Scorer:
             if isinstance(answer, ParseFailure):
                 verdict = self.task.malformed_score(answer)
                 return InvalidOutput(reward=verdict.reward, reason=answer.reason, metrics=verdict.metrics)
+        return await self.score_answer(answer, row)
+
+    async def score_answer(self, answer: ParsedAnswer, row: Row) -> Score:
+        """Score an answer that is parsed already, or was never a text of a model. Raises as `score_text`."""
         try:
             outcome = await self.answerer.outcome(answer, row)
         except BadQuery as error:

@@ -17,21 +17,21 @@ class ConfigError(ValueError):
     """The configuration cannot be used; the message says which key and what to do."""
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path`, apply `key.path=value` overrides (values are YAML) and validate.
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read `path` (None: nothing but the defaults), apply `key.path=value` overrides (values are YAML) and validate.
 
     An empty `run.name` becomes the file's stem, so that the run's folder is found by its config.
 
     Raises:
         ConfigError: unreadable file, broken YAML, malformed override, unknown key or bad value.
     """
-    tree = _read_yaml(path)
+    tree = {} if path is None else _read_yaml(path)
     for override in overrides:
         _apply_override(tree, override)
     _reject_unknown_keys(tree, Config, prefix="")
     run = tree.setdefault("run", {})
     if not run.get("name"):
-        run["name"] = path.stem
+        run["name"] = "unnamed" if path is None else path.stem
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -115,10 +115,10 @@ def _all_keys(model: type[BaseModel], prefix: str) -> list[str]:
     return keys
 
 
-def _first_problem(error: ValidationError, path: Path) -> str:
+def _first_problem(error: ValidationError, path: Path | None) -> str:
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     where = f"{key}: " if key else ""
     given = f" (got {problem['input']!r})" if key else ""
-    return f"config {path}: {where}{message}{given}"
+    return f"{'overrides' if path is None else f'config {path}'}: {where}{message}{given}"

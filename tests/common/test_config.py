@@ -29,6 +29,14 @@ def test_file_and_overrides_are_merged_and_the_name_comes_from_the_file(config_f
     assert config.run.name == "tiny"
 
 
+def test_without_a_file_everything_has_its_default() -> None:
+    config = load_config(None, ["learner.steps=7"])
+    assert config.learner.steps == 7
+    assert config.run.name == "unnamed"
+    with pytest.raises(ConfigError, match=r"^overrides: learner\.steps"):
+        load_config(None, ["learner.steps=0"])
+
+
 def test_resolved_yaml_reads_back_to_the_same_config(config_file: Path, tmp_path: Path) -> None:
     changes = ["task.reward.kind=metric", "task.metrics=[recall@10]", "task.options={role: me}"]
     config = load_config(config_file, changes)

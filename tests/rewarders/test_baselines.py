@@ -21,6 +21,7 @@ from rewarders.baselines import (
     best_rarest,
     document_frequencies,
     evaluate_baselines,
+    pico_query,
 )
 from rewarders.engines.base import BadQuery, EngineUnavailable, SearchEngine, SearchRequest, SearchResult
 from rewarders.engines.pubmed import PubMedEngine, PubMedSettings
@@ -119,6 +120,16 @@ async def test_recalls_per_request(corpus: Path) -> None:
     assert recalls["rarest_1"] == [1.0, 0.5, 0.0]
     assert best_rarest(recalls) == "rarest_1"
     assert max(engine.asked.values()) == 1
+
+
+def test_pico_elements_are_joined_by_or() -> None:
+    text = "P: Adults with asthma\nI: Inhaled steroids (daily)\nC: \nO: Quality of life"
+    assert (
+        pico_query(text)
+        == "(adults AND with AND asthma) OR (inhaled AND steroids AND daily) OR (quality AND of AND life)"
+    )
+    assert pico_query("P: adults") is None, "one element is no alternative"
+    assert pico_query("Does PICO: help? I think so") is None
 
 
 def test_an_engine_without_operators_gets_bags_of_words() -> None:

@@ -1,0 +1,192 @@
+"""The texts of a model, whatever runs it: one interface for evaluation, rewriting and serving."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
+
+from common.config import Config
+from common.tasks import Message
+from deploy.errors import LaunchError
+from deploy.models import ModelSource
+
+if TYPE_CHECKING:
+    from actors.engine import Engine, EngineName, EngineOptions
+    from actors.loop import PromptEncoder
+
+# Prompts in the engine, as a multiple of what it decodes at once: its batch stays full, and prompts are encoded while
+# it decodes instead of all before it begins.
+_QUEUED: Final = 2
+
+
+class GenerationRefused(Exception):  # noqa: N818 (the name of the verdict)
+    """This prompt cannot be answered, now or later; others can. The reason is one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class PromptTooLong(GenerationRefused):
+    """Prompt and response do not fit into what the model takes."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One response.
+
+    Attributes:
+        text: without the prompt and its prefix, cut after the stop string.
+        prompt_tokens, tokens: of the prompt and of the response; 0 where an endpoint does not say.
+        finish_reason: stop: the stop string, or the model's own end; length: `max_tokens` were generated.
+    """
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    finish_reason: Literal["stop", "length"]
+
+
+class Generator(AbstractAsyncContextManager["Generator"], Protocol):
+    """Generates for any number of callers at a time; to be used as an async context manager."""
+
+    name: str
+
+    async def generate(
+        self,
+        messages: Sequence[Message] | str,
+        *,
+        n: int,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        seed: int | None,
+        prefix: str,
+        stop: str,
+    ) -> list[Generated]:
+        """`n` responses to a chat.
+
+        Args:
+            messages: of the chat; or a whole prompt as text, to which no chat template is applied.
+            temperature: 0 is greedy decoding.
+            top_p: nucleus mass, in (0, 1].
+            max_tokens: longest response.
+            seed: same seed, same responses, as far as the engine can promise; None draws one.
+            prefix: beginning of the response, which the model goes on from.
+            stop: text that ends a response and is part of it.
+
+        Raises:
+            GenerationRefused: this prompt cannot be answered. EngineUnavailable: an endpoint could not be asked, after
+                retries. EngineError: the engine is gone.
+        """
+        ...
+
+
+class EngineGenerator(Generator):
+    """A model in this process, run by the actors' engines: vLLM where it can be imported, else transformers.
+
+    Args:
+        model: a Hugging Face folder.
+        engine: which, or auto.
+    """
+
+    def __init__(self, model: Path, engine: EngineName, options: EngineOptions) -> None:
+        from actors.engine import create_engine
+
+        self._model = model
+        self._engine: Engine = create_engine(engine, options)
+        self._encoders: dict[str, PromptEncoder] = {}
+        self._encode_text: Callable[[str], list[int]] | None = None
+        self._numbers = itertools.count()
+        self._turns = asyncio.Semaphore(_QUEUED * options.max_sequences)
+        self.name = self._engine.name
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._engine.prepare()
+            await self._engine.start(self._model, version=0)
+            self._require_chat_template()
+        except BaseException:
+            await self._engine.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._engine.close()
+
+    async def generate(
+        self,
+        messages: Sequence[Message] | str,
+        *,
+        n: int,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        seed: int | None,
+        prefix: str,
+        stop: str,
+    ) -> list[Generated]:
+        from actors.engine import GenerationRequest
+
+        async with self._turns:
+            prompt_ids = self._encode(messages, prefix)
+            number = str(next(self._numbers))
+            request = GenerationRequest(number, prompt_ids, n, temperature, top_p, max_tokens, stop, seed)
+            self._require_room(len(prompt_ids) + max_tokens)
+            completions = await self._engine.generate(request)
+        return [Generated(c.text, len(prompt_ids), len(c.token_ids), c.finish_reason) for c in completions]
+
+    def _encode(self, messages: Sequence[Message] | str, prefix: str) -> list[int]:
+        from actors.loop import chat_encoder, text_encoder
+        from common.messages import ChatMessage
+
+        if isinstance(messages, str):
+            self._encode_text = self._encode_text or text_encoder(self._model)
+            return self._encode_text(messages + prefix)
+        if prefix not in self._encoders:
+            self._encoders[prefix] = chat_encoder(self._model, prefix)
+        return self._encoders[prefix]([ChatMessage(**message) for message in messages])
+
+    def _require_room(self, tokens: int) -> None:
+        most = self._engine.options.max_model_len
+        if tokens > most:
+            raise PromptTooLong(f"prompt and response take {tokens} tokens, actor.max_model_len is {most}: raise it")
+
+    def _require_chat_template(self) -> None:
+        try:
+            self._encode([{"role": "user", "content": "a"}], "")
+        except ValueError as error:
+            raise LaunchError(f"the tokenizer of {self._model} cannot render a chat: {error}") from None
+
+
+def generator_of(source: ModelSource, config: Config) -> Generator:
+    """The generator of a model, not yet started; `config.actor` and `config.sampling.group_size` say how it runs.
+
+    Raises:
+        EngineError: no engine is installed.
+    """
+    if source.endpoint is not None:
+        from deploy.endpoint import EndpointGenerator
+
+        return EndpointGenerator(source.endpoint)
+    from actors.engine import EngineOptions
+
+    assert source.folder is not None
+    actor = config.actor
+    options = EngineOptions(
+        dtype=actor.dtype,
+        threads=actor.threads,
+        max_model_len=actor.max_model_len,
+        max_sequences=actor.concurrent_groups * config.sampling.group_size,
+        kv_cache_gib=actor.kv_cache_gib,
+        gpu_memory_share=actor.gpu_memory_share,
+    )
+    return EngineGenerator(source.folder, actor.engine, options)
