@@ -138,6 +138,7 @@ def check_search(deep: bool) -> Iterator[Check]:
 
 def check_extras(deep: bool) -> Iterator[Check]:
     """Packages that only some commands need."""
+    yield _package("extras", "trl", ("trl",), "pip install -e '.[sft]' for `sft`", deep)
     yield _package("extras", "ray", ("ray",), "pip install -e '.[ray]' for `launch --on ray`", deep)
     yield _package("extras", "wandb", ("wandb",), "pip install -e '.[tracking]' for W&B", deep)
     yield _package("extras", "matplotlib", ("matplotlib",), "pip install -e '.[tracking]' for the curves", deep)

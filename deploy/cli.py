@@ -11,7 +11,15 @@ from pathlib import Path
 
 from common.config import Config, load_config
 from common.run_folder import RunFolder
-from deploy import data_commands, doctor, export_command, fleet_commands, run_commands, search_server_command
+from deploy import (
+    data_commands,
+    doctor,
+    export_command,
+    fleet_commands,
+    run_commands,
+    search_server_command,
+    sft_command,
+)
 from deploy.errors import exit_status, user_message
 from deploy.evaluation import command as evaluation_command
 from deploy.open_files import allow_open_files
@@ -84,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     fleet_commands.add_commands(commands)
     data_commands.add_commands(commands)
     _add_report(commands)
+    sft_command.add_command(commands)
     export_command.add_command(commands)
     evaluation_command.add_command(commands)
     check = commands.add_parser("doctor", help="what is installed and configured, and what to do about what is not")

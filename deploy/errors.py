@@ -36,6 +36,9 @@ _EXTRAS = {
     "faiss": "dense",
     "pyarrow": "data",
     "huggingface_hub": "data",
+    "trl": "sft",
+    "datasets": "sft",
+    "accelerate": "sft",
 }
 
 

@@ -75,10 +75,15 @@ def export_model(
     else:
         weights = read_merged_policy(checkpoint, base, dtype, adapters)
     model = model_with(weights, base, dtype, checkpoint)
+    write_model(model, base, target, sampling)
+    return sum(tensor.numel() for tensor in weights.values())
+
+
+def write_model(model: PreTrainedModel, base: Path, target: Path, sampling: ExportedSampling) -> None:
+    """A model into the folder ``target``, with the tokenizer and the chat template of ``base``, from which it came."""
     model.generation_config = generation_config(base, model, sampling)
     model.save_pretrained(target, max_shard_size=SHARD_SIZE)
     AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(target)
-    return sum(tensor.numel() for tensor in weights.values())
 
 
 def read_policy(checkpoint: Path, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -125,6 +125,17 @@ def parse_answer(
     return ParsedAnswer(think=think, query=query)
 
 
+def answer_text(query: str, think: str | None = None, key: str = "query") -> str:
+    """The text of an answer, each part on lines of its own: what prompts show and what a model may be taught.
+
+    think None: the form without reasoning. `parse_answer` gives both parts back, unless they hold tags themselves or
+    the query is none.
+    """
+    parts = [] if think is None else [THINK_TAGS[0], think, THINK_TAGS[1]]
+    body = json.dumps({key: query}, ensure_ascii=False)
+    return "\n".join([*parts, ANSWER_TAGS[0], body, ANSWER_TAGS[1]])
+
+
 def _is_utf8(text: str) -> bool:
     """False for lone surrogates, which no wire format or engine accepts."""
     try:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from common.metrics.ranking import distinct, is_ranking_metric, metric_named
-from common.tasks.answer import TAG_FAILURES, ParsedAnswer, ParseFailure, parse_answer
+from common.tasks.answer import TAG_FAILURES, ParsedAnswer, ParseFailure, answer_text, parse_answer
 from common.tasks.outcome import EngineKind, Hits, Outcome
 from common.tasks.own_code import is_own, load_function
 from common.tasks.prompts import answer_format
@@ -134,6 +134,13 @@ class Task(ABC):
         return parse_answer(
             self.response_prefix + text, reasoning=self.reasoning, key=self.answer_key, strict=self.strict
         )
+
+    def answer_text(self, query: str, think: str = "") -> str:
+        """What a model would have to generate to give this query, after the prompt and `response_prefix`; `think` is
+        left out in the form without reasoning. `parse` tells whether the result is an answer.
+        """
+        text = answer_text(query, think if self.reasoning else None, self.answer_key)
+        return text.removeprefix(self.response_prefix)
 
     # ------------------------------------------------------------------ the score
 

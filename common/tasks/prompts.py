@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from common.tasks.answer import answer_text
+
 Retriever = Literal["bm25", "bm25_boolean", "dense"]
 
 _BETWEEN: Final = (
@@ -12,11 +14,8 @@ _BETWEEN: Final = (
 _REASONING: Final = (
     "First think about {think_about}, then answer. Put your thoughts between <think> and </think>, and after them "
     + _BETWEEN
-    + '\n<think>\nyour thoughts\n</think>\n<answer>\n{{"{key}": "{example}"}}\n</answer>'
 )
-_DIRECT: Final = (
-    "Answer at once, without explanation. Put " + _BETWEEN + '\n<answer>\n{{"{key}": "{example}"}}\n</answer>'
-)
+_DIRECT: Final = "Answer at once, without explanation. Put " + _BETWEEN
 
 RETRIEVERS: Final[dict[Retriever, str]] = {
     "bm25": """\
@@ -36,5 +35,5 @@ that is good already may stay as it is.""",
 
 def answer_format(reasoning: bool, key: str, example: str, think_about: str) -> str:
     """How the answer has to look, in the words of the prompt; `common.tasks.answer` parses what it asks for."""
-    form = _REASONING if reasoning else _DIRECT
-    return form.format(key=key, example=example, think_about=think_about)
+    form = (_REASONING if reasoning else _DIRECT).format(key=key, think_about=think_about)
+    return f"{form}\n{answer_text(example, 'your thoughts' if reasoning else None, key)}"

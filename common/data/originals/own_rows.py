@@ -47,15 +47,24 @@ def _rows(path: Path, prefix: str, schemas: Mapping[str, str]) -> Iterator[Row]:
 def _row(fields: dict[str, Any], number: str, schemas: Mapping[str, str], place: str) -> Row:
     if not any(fields.get(name) for name in JUDGMENTS):
         raise DataError(f"{place}: give it one of {', '.join(JUDGMENTS)}, by which its answers are judged")
+    return typed_row(fields, number, schemas, place)
+
+
+def typed_row(fields: Mapping[str, Any], number: str, schemas: Mapping[str, str], place: str) -> Row:
+    """The row of a user's JSON object. Raises DataError for a field that is none of a row's, or of another type.
+
+    number: its id where it has none. schemas: tables of databases by name. place: where it stands, for messages.
+    """
     given: dict[str, Any] = {"id": number, **fields}
     for name in ("relevant", "answers"):
-        if isinstance(given.get(name), str):
+        if isinstance(given.get(name), str | int):
             given[name] = [given[name]]
     if given.get("gold_sql") and not given.get("tables"):
         given["tables"] = schemas.get(str(given.get("database", "")), "")
     # Numbered documents and rows are as good as named ones.
     given["id"] = str(given["id"])
-    given["relevant"] = [str(each) for each in given.get("relevant") or ()]
+    if isinstance(given.get("relevant"), list):
+        given["relevant"] = [str(each) for each in given["relevant"]]
     try:
         return msgspec.convert(given, Row)
     except (msgspec.ValidationError, ValueError) as error:
