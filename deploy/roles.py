@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.broker.server import BrokerServer
 from common.broker.service import BrokerService, BrokerSettings
@@ -26,6 +26,9 @@ from common.transport.client import BrokerClient
 from common.transport.keys import RunKeys, load_run_keys
 from deploy.engines import answerer_of, slots_of
 from deploy.service_rules import check_service
+
+if TYPE_CHECKING:
+    from actors.loop import PromptEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -167,9 +170,18 @@ def run_actor(config: Config, keys: Path, endpoint: str, name: str | None) -> No
     asyncio.run(_actor(config, keys, endpoint, peer_name("actor", name)))
 
 
+def prompt_encoder(config: Config, model: Path) -> PromptEncoder:
+    """How an actor renders the chat of a ticket: the model's template, and the beginning of the answer where the run's
+    task gives one (`task.options.prefill`).
+    """
+    from actors.loop import chat_encoder
+
+    return chat_encoder(model, task_of(config).response_prefix)
+
+
 async def _actor(config: Config, keys: Path, endpoint: str, name: str) -> None:
     from actors.engine import EngineOptions, create_engine
-    from actors.loop import Actor, chat_encoder, run_actor
+    from actors.loop import Actor, run_actor
     from actors.weight_receiver import WeightReceiver
 
     section = config.actor
@@ -195,7 +207,7 @@ async def _actor(config: Config, keys: Path, endpoint: str, name: str) -> None:
         await engine.prepare()
         await engine.start(model, version=0)
         client.set_status("loading the first weights", "the learner's first weights")
-        actor = Actor(client, engine, receiver, chat_encoder(model), section.concurrent_groups)
+        actor = Actor(client, engine, receiver, prompt_encoder(config, model), section.concurrent_groups)
     except BaseException:
         await engine.close()
         await client.close()
