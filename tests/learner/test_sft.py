@@ -112,6 +112,18 @@ def test_equal_seeds_give_equal_models(examples: list[Example], model_dir: Path)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+@pytest.mark.parametrize("lora", [None, LoraSettings(4, 8.0)], ids=["all weights", "adapters"])
+def test_less_memory_is_the_same_training(examples: list[Example], model_dir: Path, lora: LoraSettings | None) -> None:
+    """Layers computed again change nothing; bfloat16 rounds."""
+    settings = replace(SETTINGS, lora=lora, lr=SETTINGS.lr if lora is None else 2e-2)
+    _, plainly = fine_tune(model_dir, examples, settings)
+    _, sparing = fine_tune(model_dir, examples, replace(settings, activation_checkpointing=True))
+    _, rounded = fine_tune(model_dir, examples, replace(settings, compute_dtype="bfloat16"))
+    assert sparing == pytest.approx(plainly, rel=1e-4)
+    assert rounded == pytest.approx(plainly, rel=0.05)
+    assert rounded != plainly
+
+
 def test_adapters_are_added_in(examples: list[Example], model_dir: Path) -> None:
     """The weights given back are plain ones, have learned, and differ where adapters were."""
     weights, _ = fine_tune(model_dir, examples, replace(SETTINGS, lr=2e-2, lora=LoraSettings(4, 8.0)))
