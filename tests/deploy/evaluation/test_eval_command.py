@@ -195,10 +195,21 @@ def asking(endpoint: HeldEndpoint, corpus: Path, out: Path) -> list[str]:
     return arguments(corpus, "openai:m", out, "--base-url", endpoint.url, "task.reasoning=false")
 
 
+def _heed_ctrl_c() -> None:
+    """Tests that run in the background have SIGINT ignored, and a child would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(words: list[str], out: Path) -> subprocess.Popen[str]:
     """The command in a process of its own, met when all that it gets answers to is on disk."""
     command = [sys.executable, "-m", "deploy.cli", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_heed_ctrl_c,
+    )
     deadline = time.monotonic() + 120
     written = out / "queries.jsonl"
     while not written.exists() or written.read_bytes().count(b"\n") < HALF:
