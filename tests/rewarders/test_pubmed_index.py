@@ -169,6 +169,14 @@ def test_phrases_that_do_not_occur_fall_apart(world: tuple[Index, Oracle]) -> No
     assert result.count == index.search("heartburn AND lung").count
 
 
+def test_an_unknown_phrase_of_stopwords_is_dropped(world: tuple[Index, Oracle]) -> None:
+    index, _ = world
+    alone = index.search("heart", retmax=DOCUMENTS)
+    assert alone.count > 0
+    assert index.search('"the the the" AND heart', retmax=DOCUMENTS).ids == alone.ids
+    assert index.search('"the the the"', retmax=DOCUMENTS).count == 0
+
+
 def test_ids_and_absent_fields(world: tuple[Index, Oracle]) -> None:
     index, _ = world
     assert index.search("doc-3[uid] OR doc-5[pmid] OR 99[uid]").count == 2

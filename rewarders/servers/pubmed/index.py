@@ -198,6 +198,8 @@ class Index:
         if not term.splits:
             return None if term.droppable else term
         words = _single_words(term)
+        if not words:
+            return None
         return self._resolve_group(Group(words[0], tuple((Operator.AND, word) for word in words[1:])), notes)
 
     # The resolved tree is evaluated on sets of documents.
@@ -265,14 +267,16 @@ class Index:
 
 
 def _single_words(term: Term) -> list[Term]:
-    """The words of a phrase as single terms; an untagged phrase loses its stopwords, as untagged words do."""
+    """The words of a phrase as single terms; an untagged phrase loses its stopwords, as untagged words do.
+
+    Nothing is left of an untagged phrase of stopwords alone.
+    """
     last = len(term.words) - 1
-    words = [
+    return [
         Term((word,), term.field, word, prefix=term.prefix and position == last, droppable=term.droppable)
         for position, word in enumerate(term.words)
         if not (term.droppable and word in STOPWORDS)
     ]
-    return words or [Term(term.words, term.field, term.text)]
 
 
 def _positive_terms(node: Node | None) -> list[Term]:
