@@ -177,16 +177,7 @@ def generator_of(source: ModelSource, config: Config) -> Generator:
         from deploy.endpoint import EndpointGenerator
 
         return EndpointGenerator(source.endpoint)
-    from actors.engine import EngineOptions
+    from deploy.roles import engine_options
 
     assert source.folder is not None
-    actor = config.actor
-    options = EngineOptions(
-        dtype=actor.dtype,
-        threads=actor.threads,
-        max_model_len=actor.max_model_len,
-        max_sequences=actor.concurrent_groups * config.sampling.group_size,
-        kv_cache_gib=actor.kv_cache_gib,
-        gpu_memory_share=actor.gpu_memory_share,
-    )
-    return EngineGenerator(source.folder, actor.engine, options)
+    return EngineGenerator(source.folder, config.actor.engine, engine_options(config))

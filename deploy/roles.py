@@ -28,6 +28,7 @@ from deploy.engines import answerer_of, slots_of
 from deploy.service_rules import check_service
 
 if TYPE_CHECKING:
+    from actors.engine import EngineOptions
     from actors.loop import PromptEncoder
 
 logger = logging.getLogger(__name__)
@@ -170,6 +171,21 @@ def run_actor(config: Config, keys: Path, endpoint: str, name: str | None) -> No
     asyncio.run(_actor(config, keys, endpoint, peer_name("actor", name)))
 
 
+def engine_options(config: Config) -> EngineOptions:
+    """What the section actor says of the engine, which evaluation runs as an actor does."""
+    from actors.engine import EngineOptions
+
+    section = config.actor
+    return EngineOptions(
+        dtype=section.dtype,
+        threads=section.threads,
+        max_model_len=section.max_model_len,
+        max_sequences=section.concurrent_groups * config.sampling.group_size,
+        kv_cache_gib=section.kv_cache_gib,
+        gpu_memory_share=section.gpu_memory_share,
+    )
+
+
 def prompt_encoder(config: Config, model: Path) -> PromptEncoder:
     """How an actor renders the chat of a ticket: the model's template, and the beginning of the answer where the run's
     task gives one (`task.options.prefill`).
@@ -180,7 +196,7 @@ def prompt_encoder(config: Config, model: Path) -> PromptEncoder:
 
 
 async def _actor(config: Config, keys: Path, endpoint: str, name: str) -> None:
-    from actors.engine import EngineOptions, create_engine
+    from actors.engine import create_engine
     from actors.loop import Actor, run_actor
     from actors.weight_receiver import WeightReceiver
 
@@ -188,17 +204,7 @@ async def _actor(config: Config, keys: Path, endpoint: str, name: str) -> None:
     assert config.model.path is not None, "the launcher resolves model.path"
     model = Path(config.model.path)
     run_keys = load_run_keys(keys, "actor")
-    engine = create_engine(
-        section.engine,
-        EngineOptions(
-            dtype=section.dtype,
-            threads=section.threads,
-            max_model_len=section.max_model_len,
-            max_sequences=section.concurrent_groups * config.sampling.group_size,
-            kv_cache_gib=section.kv_cache_gib,
-            gpu_memory_share=section.gpu_memory_share,
-        ),
-    )
+    engine = create_engine(section.engine, engine_options(config))
     client = _client(config, endpoint, run_keys, "actor", name)
     await client.start()
     client.set_status(f"starting {engine.name}")

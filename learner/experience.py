@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -82,17 +83,17 @@ class Experience:
 
     def of(self, batch: MicroBatch) -> Streams:
         """The streams of one micro-batch, in the order of its tokens. A placeholder gets zeros."""
-        return Streams(
-            advantages=self._pick("advantages", batch),
-            **{name: self._pick(name, batch) if name in self.streams else None for name in _OPTIONAL},
-        )
-
-    def _pick(self, name: str, batch: MicroBatch) -> Tensor:
         if batch.responses == 0:
-            return torch.zeros_like(batch.behaviour)
-        pieces = self.streams[name].split(self.lengths)
-        picked = torch.cat([pieces[index] for index in batch.indices.tolist()])
-        return picked.to(batch.behaviour)
+            picked = dict.fromkeys(self.streams, torch.zeros_like(batch.behaviour))
+        else:
+            tokens = torch.cat([self._spans[index] for index in batch.indices.tolist()])
+            picked = {name: stream[tokens].to(batch.behaviour) for name, stream in self.streams.items()}
+        return Streams(advantages=picked["advantages"], **{name: picked.get(name) for name in _OPTIONAL})
+
+    @cached_property
+    def _spans(self) -> tuple[Tensor, ...]:
+        """Where in [T] the tokens of each sample are."""
+        return torch.arange(sum(self.lengths)).split(self.lengths)
 
 
 _OPTIONAL = (PROXIMAL, REFERENCE, VALUES, "returns")
