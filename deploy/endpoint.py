@@ -12,7 +12,7 @@ import aiohttp
 
 from common.tasks import Message
 from deploy.errors import LaunchError
-from deploy.generation import Generated, GenerationRefused, Generator
+from deploy.generation import Draw, Generated, GenerationRefused, Generator
 from deploy.models import KEY_VARIABLE, Endpoint
 
 _CONNECTIONS: Final = 32
@@ -53,19 +53,8 @@ class EndpointGenerator(Generator):
         if self._session is not None:
             await self._session.close()
 
-    async def generate(
-        self,
-        messages: Sequence[Message] | str,
-        *,
-        n: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        seed: int | None,
-        prefix: str,
-        stop: str,
-    ) -> list[Generated]:
-        if prefix or isinstance(messages, str):
+    async def generate(self, messages: Sequence[Message] | str, draw: Draw) -> list[Generated]:
+        if draw.prefix or isinstance(messages, str):
             raise LaunchError(
                 "an endpoint of chats takes no text as it is and no beginning of an answer: leave out "
                 "--prompt original and task.options.prefill"
@@ -73,12 +62,12 @@ class EndpointGenerator(Generator):
         body = {
             "model": self._endpoint.model,
             "messages": list(messages),
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_tokens": max_tokens,
+            "temperature": draw.temperature,
+            "top_p": draw.top_p,
+            "max_tokens": draw.max_tokens,
         }
-        seeds = [None if seed is None else seed + sample for sample in range(n)]
-        return list(await asyncio.gather(*(self._sample(body, each, stop) for each in seeds)))
+        seeds = [None if draw.seed is None else draw.seed + sample for sample in range(draw.n)]
+        return list(await asyncio.gather(*(self._sample(body, each, draw.stop) for each in seeds)))
 
     async def _sample(self, body: dict[str, Any], seed: int | None, stop: str) -> Generated:
         sent = body if seed is None else {**body, "seed": seed}

@@ -53,33 +53,39 @@ class Generated:
     finish_reason: Literal["stop", "length"]
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How responses are drawn.
+
+    Attributes:
+        n: responses.
+        temperature: 0 is greedy decoding.
+        top_p: nucleus mass, in (0, 1].
+        max_tokens: longest response.
+        seed: same seed, same responses, as far as the engine can promise; None draws one.
+        prefix: beginning of the response, which the model goes on from.
+        stop: text that ends a response and is part of it.
+    """
+
+    n: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int | None
+    prefix: str
+    stop: str
+
+
 class Generator(AbstractAsyncContextManager["Generator"], Protocol):
     """Generates for any number of callers at a time; to be used as an async context manager."""
 
     name: str
 
-    async def generate(
-        self,
-        messages: Sequence[Message] | str,
-        *,
-        n: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        seed: int | None,
-        prefix: str,
-        stop: str,
-    ) -> list[Generated]:
-        """`n` responses to a chat.
+    async def generate(self, messages: Sequence[Message] | str, draw: Draw) -> list[Generated]:
+        """Responses to a chat.
 
         Args:
             messages: of the chat; or a whole prompt as text, to which no chat template is applied.
-            temperature: 0 is greedy decoding.
-            top_p: nucleus mass, in (0, 1].
-            max_tokens: longest response.
-            seed: same seed, same responses, as far as the engine can promise; None draws one.
-            prefix: beginning of the response, which the model goes on from.
-            stop: text that ends a response and is part of it.
 
         Raises:
             GenerationRefused: this prompt cannot be answered. EngineUnavailable: an endpoint could not be asked, after
@@ -122,25 +128,22 @@ class EngineGenerator(Generator):
     ) -> None:
         await self._engine.close()
 
-    async def generate(
-        self,
-        messages: Sequence[Message] | str,
-        *,
-        n: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        seed: int | None,
-        prefix: str,
-        stop: str,
-    ) -> list[Generated]:
+    async def generate(self, messages: Sequence[Message] | str, draw: Draw) -> list[Generated]:
         from actors.engine import GenerationRequest
 
         async with self._turns:
-            prompt_ids = self._encode(messages, prefix)
-            number = str(next(self._numbers))
-            request = GenerationRequest(number, prompt_ids, n, temperature, top_p, max_tokens, stop, seed)
-            self._require_room(len(prompt_ids) + max_tokens)
+            prompt_ids = self._encode(messages, draw.prefix)
+            request = GenerationRequest(
+                request_id=str(next(self._numbers)),
+                prompt_ids=prompt_ids,
+                n=draw.n,
+                temperature=draw.temperature,
+                top_p=draw.top_p,
+                max_tokens=draw.max_tokens,
+                stop=draw.stop,
+                seed=draw.seed,
+            )
+            self._require_room(len(prompt_ids) + draw.max_tokens)
             completions = await self._engine.generate(request)
         return [Generated(c.text, len(prompt_ids), len(c.token_ids), c.finish_reason) for c in completions]
 

@@ -18,7 +18,7 @@ from common.scores import InvalidOutput, Score, Scored, Unavailable
 from common.tasks import Hits, Outcome, ParsedAnswer, Row
 from deploy.evaluation.plan import Plan
 from deploy.evaluation.records import Apart, QueryRecord, SampleRecord
-from deploy.generation import Generated, GenerationRefused, Generator, PromptTooLong
+from deploy.generation import Draw, Generated, GenerationRefused, Generator, PromptTooLong
 from rewarders.answerers.base import Answerer, UnusableRowError
 from rewarders.engines.base import EngineUnavailable
 from rewarders.scoring import Scorer
@@ -132,8 +132,7 @@ class ModelAnswers(Method):
 
     async def _samples(self, row: Row, number: int) -> list[SampleRecord]:
         sampling, prompt = self._plan.sampling, self._plan.prompt_of(row)
-        generated = await self._generator.generate(
-            prompt.messages,
+        draw = Draw(
             n=sampling.samples,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -142,6 +141,7 @@ class ModelAnswers(Method):
             prefix=prompt.prefix,
             stop=STOP,
         )
+        generated = await self._generator.generate(prompt.messages, draw)
         # The task adds its own prefix when it reads an answer; of a published one it knows nothing.
         begun = prompt.prefix if self._plan.prompt == "original" else ""
         scores = await self._judge.texts(row, [begun + each.text for each in generated])

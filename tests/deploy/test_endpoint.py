@@ -11,7 +11,7 @@ from aiohttp import web
 
 from deploy.endpoint import EndpointGenerator
 from deploy.errors import LaunchError
-from deploy.generation import Generated, GenerationRefused
+from deploy.generation import Draw, Generated, GenerationRefused
 from deploy.models import Endpoint
 from rewarders.engines.base import EngineUnavailable
 
@@ -50,7 +50,7 @@ def completion(text: str | None, finish: str = "stop") -> web.Response:
 
 def ask(generator: EndpointGenerator, **changes: Any) -> Awaitable[list[Generated]]:
     options = {"n": 1, "temperature": 0.5, "top_p": 0.9, "max_tokens": 11, "seed": 4, "prefix": "", "stop": "</a>"}
-    return generator.generate([{"role": "user", "content": "hello"}], **(options | changes))
+    return generator.generate([{"role": "user", "content": "hello"}], Draw(**(options | changes)))
 
 
 async def test_every_sample_is_a_request_with_its_own_seed() -> None:

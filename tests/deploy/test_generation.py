@@ -11,7 +11,7 @@ from actors.loop import STOP, chat_encoder
 from common.config import load_config
 from common.messages import ChatMessage
 from deploy.errors import LaunchError
-from deploy.generation import Generated, Generator, PromptTooLong, generator_of
+from deploy.generation import Draw, Generated, Generator, PromptTooLong, generator_of
 from deploy.models import resolve_model
 from tests.tiny_model import build_tiny_model
 
@@ -30,7 +30,7 @@ def generator(model: Path) -> Generator:
 
 async def ask(generator: Generator, prefix: str = "", **changes: float) -> list[Generated]:
     options = {"n": 1, "temperature": 0.0, "top_p": 1.0, "max_tokens": 16, "seed": None} | changes
-    return await generator.generate(CHAT, prefix=prefix, stop=STOP, **options)
+    return await generator.generate(CHAT, Draw(prefix=prefix, stop=STOP, **options))
 
 
 async def test_greedy_texts_are_the_actors(model: Path) -> None:
@@ -52,8 +52,8 @@ async def test_a_prompt_as_text_is_taken_as_it_is(model: Path) -> None:
     options = {"n": 1, "temperature": 0.0, "top_p": 1.0, "max_tokens": 16, "seed": None}
     markup = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in chat) + "<|im_start|>assistant\n"
     async with generator(model) as texts:
-        assert await texts.generate(markup, prefix="", stop=STOP, **options) == await ask(texts)
-        (longer,) = await texts.generate(markup + " more", prefix="", stop=STOP, **options)
+        assert await texts.generate(markup, Draw(prefix="", stop=STOP, **options)) == await ask(texts)
+        (longer,) = await texts.generate(markup + " more", Draw(prefix="", stop=STOP, **options))
         assert longer.prompt_tokens > len(chat_encoder(model)(chat))
 
 
