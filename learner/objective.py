@@ -48,9 +48,11 @@ def policy_objective(
     losses = LOSSES[settings.loss](terms, settings.loss_settings())
     weights = token_weights(batch.lengths, totals, settings.denominator, settings.max_response_tokens)
     per_token = losses.losses
-    if streams.reference is not None and settings.kl_in == "loss":
+    kl: Tensor | None = None
+    if streams.reference is not None:
         kl = KL_ESTIMATORS[settings.kl_estimator](scores.logprobs, streams.reference)
-        per_token = per_token + settings.kl_coef * kl
+        if settings.kl_in == "loss":
+            per_token = per_token + settings.kl_coef * kl
     if settings.entropy_coef:
         per_token = per_token - settings.entropy_coef * scores.entropy
     if batch.responses == 0:
@@ -58,7 +60,7 @@ def policy_objective(
     objective = weighted_sum(per_token, weights)
     with torch.no_grad():
         metrics.add({"loss": objective, "policy_loss": (losses.losses * weights).sum()})
-        _note_policy(terms, losses, scores, streams, settings, batch, metrics)
+        _note_policy(terms, losses, scores.entropy, kl, settings, batch, metrics)
     return objective
 
 
@@ -101,8 +103,8 @@ def value_objective(
 def _note_policy(
     terms: PolicyTerms,
     losses: TokenLosses,
-    scores: ResponseScores,
-    streams: Streams,
+    entropy: Tensor,
+    kl: Tensor | None,
     settings: TrainerSettings,
     batch: MicroBatch,
     metrics: StepMetrics,
@@ -110,7 +112,7 @@ def _note_policy(
     importance = probability_ratio(terms.proximal, terms.behaviour)
     masked = correction_weights(terms, settings.loss_settings()) == 0
     sums = {
-        "entropy": scores.entropy.sum(),
+        "entropy": entropy.sum(),
         "clip_fraction": losses.clipped.sum(),
         "ratio_mean": losses.ratio.sum(),
         # k3 of KL(mu || prox), an expectation under mu: the tokens were drawn from mu.
@@ -123,6 +125,6 @@ def _note_policy(
         "input_tokens": importance.new_tensor(batch.input_tokens),
         "micro_batches": importance.new_tensor(1),
     }
-    if streams.reference is not None:
-        sums["kl_ref"] = KL_ESTIMATORS[settings.kl_estimator](terms.logprobs, streams.reference).sum()
+    if kl is not None:
+        sums["kl_ref"] = kl.sum()
     metrics.add(sums, {"ratio_max": losses.ratio.max(), "importance_max": importance.max()})

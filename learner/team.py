@@ -28,10 +28,11 @@ class Team:
         self.trainer = trainer
         self._writer = CheckpointWriter(trainer, checkpoints, keep)
         self._watch = watch
-        for model in (trainer.policy, trainer.critic, trainer.reference):
-            if model is not None:
-                # Before FSDP's own hook, which is where a rank waits for the others.
-                model.register_forward_pre_hook(watch.begin_pass, prepend=True)
+        # Each once: with adapters the policy is its own reference.
+        models = (trainer.policy, trainer.critic, trainer.reference)
+        for model in {model for model in models if model is not None}:
+            # Before FSDP's own hook, which is where a rank waits for the others.
+            model.register_forward_pre_hook(watch.begin_pass, prepend=True)
 
     def step(self, samples: Sequence[TrainSample]) -> dict[str, float]:
         """One policy update; see `Trainer.step`."""
