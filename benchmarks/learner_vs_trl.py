@@ -89,7 +89,7 @@ def read_samples(path: str) -> list[Any]:
     """The batch as the learner gets it. The behaviour policy plays no part in ``ppo_clip`` with one minibatch."""
     from learner.samples import TrainSample
 
-    batch = np.load(path)
+    batch = np.load(path, allow_pickle=False)
     responses = np.split(batch["responses"].astype(np.int32), np.cumsum(batch["lengths"])[:-1])
     prompts = batch["prompts"].astype(np.int32)
     return [

@@ -52,7 +52,7 @@ class StepTimes(TrainerCallback):
 
 def read_samples(path: str) -> dict[str, torch.Tensor]:
     """The batch as GRPOTrainer lays it out: prompts padded on the left, responses on the right."""
-    batch = np.load(path)
+    batch = np.load(path, allow_pickle=False)
     lengths = batch["lengths"]
     responses = np.split(batch["responses"].astype(np.int64), np.cumsum(lengths)[:-1])
     completions = np.zeros((len(lengths), lengths.max()), dtype=np.int64)
