@@ -60,7 +60,12 @@ class StepRewards:
 
 @dataclass(frozen=True)
 class AdvantageSettings:
-    """Discount per token ``gamma`` and the bias-variance trade-off ``gae_lambda`` of GAE, both in [0, 1].
+    """What GAE and discounted returns read, all in [0, 1].
+
+    Attributes:
+        gamma: discount per token.
+        gae_lambda: trade-off of bias against variance in the policy's advantages.
+        critic_lambda: the same in the critic's targets; None for ``gae_lambda``.
 
     Raises:
         ValueError: one of them is out of range.
@@ -68,11 +73,13 @@ class AdvantageSettings:
 
     gamma: float = 1.0
     gae_lambda: float = 1.0
+    critic_lambda: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda", "critic_lambda"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,9 @@ def gae(step: StepRewards, settings: AdvantageSettings) -> Advantages:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16), then standardised over the step's tokens.
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1}; the episode ends with its
-    response, so V and A after the last token are 0. Returns are A + V of the raw advantages.
+    response, so V and A after the last token are 0. Returns are A + V of the raw advantages, with ``critic_lambda``
+    in the place of lambda where it is set (decoupled GAE: VC-PPO, arXiv 2503.01491; with 1 the critic
+    learns from unbiased returns while the policy takes its bias for less variance).
 
     Raises:
         ValueError: the step has no values.
@@ -123,7 +132,10 @@ def gae(step: StepRewards, settings: AdvantageSettings) -> Advantages:
     following[:-1] = torch.where(inside, step.values[1:], 0.0)
     deltas = step.rewards + settings.gamma * following - step.values
     raw = discounted_suffix_sums(deltas, step.sequences, settings.gamma * settings.gae_lambda)
-    return Advantages(standardised(raw), returns=raw + step.values)
+    targets = raw
+    if settings.critic_lambda is not None:
+        targets = discounted_suffix_sums(deltas, step.sequences, settings.gamma * settings.critic_lambda)
+    return Advantages(standardised(raw), returns=targets + step.values)
 
 
 def reinforce_plus_plus(step: StepRewards, settings: AdvantageSettings) -> Advantages:

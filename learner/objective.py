@@ -96,7 +96,9 @@ def value_objective(
     if batch.responses == 0:
         return weighted_sum(losses.losses, torch.zeros_like(values))
     objective = losses.losses.sum() / totals.tokens
-    metrics.add({"value_loss": objective, "value_clip_fraction": losses.clipped.sum()})
+    # The figures are means over the critic's passes.
+    passes = settings.critic_epochs
+    metrics.add({"value_loss": objective / passes, "value_clip_fraction": losses.clipped.sum() / passes})
     return objective
 
 

@@ -29,7 +29,7 @@ class TrainerSettings:
             at ``total_steps``.
         advantage, loss, kl_estimator: names in the registries of ``learner.advantages`` and
             ``learner.losses``.
-        gamma, gae_lambda: see ``AdvantageSettings``.
+        gamma, gae_lambda, critic_lambda: see ``AdvantageSettings``.
         clip_low, clip_high, dual_clip, correction, importance_low, importance_cap: see ``LossSettings``.
         proximal: where a step has several minibatches, the policy at its start is scored once more
             ("recompute") or taken to lie between behaviour and current policy ("loglinear").
@@ -40,6 +40,8 @@ class TrainerSettings:
             "constant" only.
         critic: "none", "separate" (a model of its own) or "shared" (a value head on the policy).
         critic_lr: peak learning rate of the critic, on the policy's schedule; of the head where it is shared.
+        critic_epochs: passes of a separate critic over the samples of a step, each an update per minibatch (several
+            as in OpenAI's Spinning Up, ``train_v_iters``); a shared critic is updated with the policy.
         critic_warmup_steps: first training steps in which the policy stays as it is.
         value_clip: see ``learner.losses.value_loss``; None for no clip.
         value_coef: weight of the value loss where the critic is shared.
@@ -62,6 +64,7 @@ class TrainerSettings:
     advantage: str = "grpo"
     gamma: float = 1.0
     gae_lambda: float = 1.0
+    critic_lambda: float | None = None
     loss: str = "decoupled_ppo"
     proximal: str = "recompute"
     clip_low: float = 0.2
@@ -78,6 +81,7 @@ class TrainerSettings:
     max_response_tokens: int = 512
     critic: str = "none"
     critic_lr: float = 1e-5
+    critic_epochs: int = 1
     critic_warmup_steps: int = 0
     value_clip: float | None = 0.5
     value_coef: float = 0.1
@@ -105,6 +109,8 @@ class TrainerSettings:
             raise ValueError(f"lr_schedule {self.lr_schedule} needs total_steps above warmup_steps")
         if (self.advantage in NEEDS_CRITIC) != (self.critic != "none"):
             raise ValueError(f"advantage {self.advantage} and critic {self.critic} do not go together: gae needs one")
+        if self.critic_epochs > 1 and self.critic != "separate":
+            raise ValueError(f"critic_epochs {self.critic_epochs} needs critic separate, got {self.critic}")
         if self.value_clip is not None and self.value_clip <= 0:
             raise ValueError(f"value_clip must be positive (None turns it off), got {self.value_clip}")
         self.loss_settings()
@@ -125,7 +131,7 @@ class TrainerSettings:
         Raises:
             ValueError: a discount is out of range.
         """
-        return AdvantageSettings(self.gamma, self.gae_lambda)
+        return AdvantageSettings(self.gamma, self.gae_lambda, self.critic_lambda)
 
     def load_settings(self) -> LoadSettings:
         """The part that says how policy and reference are loaded.
@@ -151,6 +157,7 @@ _CHOICES: dict[str, Collection[str]] = {
 _POSITIVE = (
     "lr",
     "critic_lr",
+    "critic_epochs",
     "value_coef",
     "grad_clip",
     "temperature",

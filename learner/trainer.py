@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,13 @@ class Minibatch:
     samples: list[TrainSample]
     batches: list[MicroBatch]
     totals: StepTotals
+
+
+class Norms(NamedTuple):
+    """Gradient norms of a step's updates before clipping, in their order."""
+
+    policy: list[float]
+    critic: list[float]
 
 
 class Trainer:
@@ -97,7 +104,7 @@ class Trainer:
         minibatches = [self._lay_out(share) for share in self._cut(samples)]
         experience = self._look(minibatches)
         metrics = StepMetrics()
-        norms = [self._update(minibatch, experience, metrics) for minibatch in minibatches]
+        norms = self._update(minibatches, experience, metrics)
         self.steps += 1
         report = metrics.report(len(minibatches)) | experience.figures | self._describe_updates(norms)
         seconds = time.perf_counter() - started
@@ -202,19 +209,34 @@ class Trainer:
 
     # ------------------------------------------------------------------ updates
 
-    def _update(self, minibatch: Minibatch, experience: Experience, metrics: StepMetrics) -> dict[str, float]:
-        """One optimizer step of policy and critic; returns the gradient norms before clipping."""
-        norms: dict[str, float] = {}
-        self._accumulate(self.policy, self._policy_loss, minibatch, experience, metrics)
-        if self.steps >= self.settings.critic_warmup_steps:
-            norms["grad_norm"] = self.optimizer.step(self.steps)
-        else:
-            self.optimizer.discard()
+    def _update(self, minibatches: Sequence[Minibatch], experience: Experience, metrics: StepMetrics) -> Norms:
+        """All optimizer steps of policy and critic; returns the gradient norms before clipping."""
+        norms = Norms([], [])
+        for minibatch in minibatches:
+            self._update_policy(minibatch, experience, metrics, norms)
         if self.critic is not None:
-            self._accumulate(self.critic, self._critic_loss, minibatch, experience, metrics)
-        if self.critic_optimizer is not None:
-            norms["critic_grad_norm"] = self.critic_optimizer.step(self.steps)
+            for minibatch in [*minibatches] * self.settings.critic_epochs:
+                self._accumulate(self.critic, self._critic_loss, minibatch, experience, metrics)
+                norms.critic.append(self._critic_step())
         return norms
+
+    def _update_policy(self, minibatch: Minibatch, experience: Experience, metrics: StepMetrics, norms: Norms) -> None:
+        """One optimizer step of the policy, and of the value head where it has one."""
+        warming_up = self.steps < self.settings.critic_warmup_steps
+        if warming_up and self.critic is not None:
+            # Nothing is updated here: the figures of the step need no gradient.
+            with torch.no_grad():
+                for batch in minibatch.batches:
+                    on_device = batch.to(self.policy.device)
+                    self._policy_loss(on_device, experience.of(on_device), minibatch.totals, metrics)
+            return
+        self._accumulate(self.policy, self._policy_loss, minibatch, experience, metrics)
+        if warming_up:
+            self.optimizer.discard()
+        else:
+            norms.policy.append(self.optimizer.step(self.steps))
+        if self.settings.critic == "shared":
+            norms.critic.append(self._critic_step())
 
     def _accumulate(
         self,
@@ -244,16 +266,20 @@ class Trainer:
         assert self.critic is not None
         return value_objective(self.critic.values(batch), batch, streams, totals, self.settings, metrics)
 
-    def _describe_updates(self, norms: Sequence[dict[str, float]]) -> dict[str, float]:
+    def _critic_step(self) -> float:
+        assert self.critic_optimizer is not None
+        return self.critic_optimizer.step(self.steps)
+
+    def _describe_updates(self, norms: Norms) -> dict[str, float]:
         """Mean gradient norms, learning rates, and the number of updates that were left out."""
         step, settings = self.steps - 1, self.settings
         figures = {
-            "skipped_updates": float(sum(not math.isfinite(norm) for update in norms for norm in update.values())),
-            "grad_norm": _finite_mean([update["grad_norm"] for update in norms if "grad_norm" in update]),
+            "skipped_updates": float(sum(not math.isfinite(norm) for norm in (*norms.policy, *norms.critic))),
+            "grad_norm": _finite_mean(norms.policy),
             "lr": learning_rate(step, settings.lr, settings),
         }
         if self.critic_optimizer is not None:
-            figures["critic_grad_norm"] = _finite_mean([update["critic_grad_norm"] for update in norms])
+            figures["critic_grad_norm"] = _finite_mean(norms.critic)
             figures["critic_lr"] = learning_rate(step, settings.critic_lr, settings)
         return figures
 

@@ -24,6 +24,9 @@ class AlgorithmConfig(Section):
     advantage: Advantage = Field("grpo", description="Advantage estimator; gae needs a critic")
     gamma: float = Field(1.0, gt=0, le=1, description="Discount per token (gae, reinforce_plus_plus)")
     gae_lambda: float = Field(1.0, ge=0, le=1, description="GAE: bias against variance; 1: the plain return")
+    critic_lambda: float | None = Field(
+        None, ge=0, le=1, description="gae_lambda of the critic's targets; null: the same as the policy's"
+    )
     loss: Loss = Field("decoupled_ppo", description="Policy loss; decoupled_ppo corrects stale samples by a weight")
     proximal: Literal["recompute", "loglinear"] = Field(
         "recompute", description="Policy at the step's start where there are minibatches: scored again, or interpolated"
@@ -47,6 +50,7 @@ class AlgorithmConfig(Section):
         "none", description="Value function: a model of its own, or a head on the policy (gae only)"
     )
     critic_lr: PositiveFloat = Field(1e-5, description="Learning rate of the critic; the schedule is the learner's")
+    critic_epochs: int = Field(1, ge=1, description="Passes of a separate critic over the samples of a step")
     critic_warmup_steps: int = Field(0, ge=0, description="First steps in which the critic alone is trained")
     value_clip: PositiveFloat | None = Field(0.5, description="Furthest a value may move per step; null: no bound")
     value_coef: PositiveFloat = Field(0.1, description="critic: shared: weight of the value loss in the common loss")
@@ -104,6 +108,13 @@ def _check_critic(algorithm: AlgorithmConfig, steps: int) -> None:
             f"algorithm.advantage={algorithm.advantage} reads no values: set algorithm.critic=none, or "
             "algorithm.advantage=gae"
         )
+    if algorithm.critic_epochs > 1 and algorithm.critic != "separate":
+        raise ValueError(
+            f"algorithm.critic_epochs={algorithm.critic_epochs} needs a critic of its own: set "
+            "algorithm.critic=separate (with algorithm.advantage=gae), or algorithm.critic_epochs=1"
+        )
+    if algorithm.critic_lambda is not None and algorithm.critic == "none":
+        raise ValueError("algorithm.critic_lambda is set, but there is no critic: set it to null")
     if algorithm.critic_warmup_steps and algorithm.critic == "none":
         raise ValueError("algorithm.critic_warmup_steps is set, but there is no critic: set it to 0")
     if algorithm.critic_warmup_steps >= steps:

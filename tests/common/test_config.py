@@ -93,6 +93,12 @@ def test_broken_files_give_one_line(tmp_path: Path, text: str, message: str) -> 
         (["algorithm.kl_estimator=k1"], "use k2, k3 or k3"),
         (["algorithm.kl_estimator=k3+", "algorithm.kl_in=reward"], "set k3 or k1"),
         (["algorithm.critic_warmup_steps=1"], "there is no critic"),
+        (["algorithm.critic_lambda=1"], "there is no critic: set it to null"),
+        (["algorithm.critic_epochs=2"], r"set algorithm\.critic=separate"),
+        (
+            ["algorithm.advantage=gae", "algorithm.critic=shared", "algorithm.critic_epochs=2"],
+            r"or algorithm\.critic_epochs=1",
+        ),
         (
             ["algorithm.advantage=gae", "algorithm.critic=shared", "algorithm.critic_warmup_steps=3"],
             r"leaves none of learner\.steps=3",

@@ -15,7 +15,10 @@ from learner.settings import TrainerSettings
 
 
 class PlainPPO:
-    """Clipped PPO, GAE whitened over the step, KL k1 in the reward, clipped value loss, AdamW without weight decay."""
+    """Clipped PPO, GAE whitened over the step, KL k1 in the reward, clipped value loss, AdamW without weight decay.
+
+    The critic's targets have their own lambda, and a separate critic its own number of passes.
+    """
 
     def __init__(self, settings: TrainerSettings, model_dir: Path) -> None:
         self.settings = settings
@@ -43,18 +46,27 @@ class PlainPPO:
                 reward = -self.settings.kl_coef * (logprobs - self._logprobs(self.frozen, sample))
                 reward[-1] += sample.reward
                 rewards.append(reward)
-        raw = [self._gae(reward, value) for reward, value in zip(rewards, values, strict=True)]
+        lam, critic_lam = self.settings.gae_lambda, self.settings.critic_lambda
+        raw = [self._gae(reward, value, lam) for reward, value in zip(rewards, values, strict=True)]
+        returns = [
+            value + self._gae(reward, value, lam if critic_lam is None else critic_lam)
+            for reward, value in zip(rewards, values, strict=True)
+        ]
         every = torch.cat(raw)
         mean, std = every.mean(), every.std(correction=0)
         for chosen in minibatches:
-            self._update(samples, old, values, raw, mean, std, chosen)
+            advantages = [(one - mean) / (std + 1e-6) for one in raw]
+            self._update(samples, old, values, advantages, returns, chosen)
+        for _ in range(1, self.settings.critic_epochs):
+            for chosen in minibatches:
+                self._descend(self.optimizers[1:], self._value_loss(samples, values, returns, chosen))
 
-    def _gae(self, rewards: Tensor, values: Tensor) -> Tensor:
+    def _gae(self, rewards: Tensor, values: Tensor, lam: float) -> Tensor:
         advantages = torch.zeros_like(rewards)
         following_advantage = following_value = 0.0
         for t in reversed(range(len(rewards))):
             delta = float(rewards[t]) + self.settings.gamma * following_value - float(values[t])
-            following_advantage = delta + self.settings.gamma * self.settings.gae_lambda * following_advantage
+            following_advantage = delta + self.settings.gamma * lam * following_advantage
             following_value = float(values[t])
             advantages[t] = following_advantage
         return advantages
@@ -64,30 +76,39 @@ class PlainPPO:
         samples: Sequence[TrainSample],
         old: Sequence[Tensor],
         values: Sequence[Tensor],
-        raw: Sequence[Tensor],
-        mean: Tensor,
-        std: Tensor,
+        advantages: Sequence[Tensor],
+        returns: Sequence[Tensor],
         chosen: Sequence[int],
     ) -> None:
         settings = self.settings
-        assert settings.value_clip is not None
         tokens = sum(len(samples[i].response_ids) for i in chosen)
-        policy_loss = value_loss = torch.zeros(())
+        policy_loss = torch.zeros(())
         for i in chosen:
-            advantages = (raw[i] - mean) / (std + 1e-6)
             ratio = (self._logprobs(self.model, samples[i]) - old[i]).exp()
             clipped = ratio.clip(1 - settings.clip_low, 1 + settings.clip_high)
-            policy_loss = policy_loss + torch.max(-advantages * ratio, -advantages * clipped).sum() / tokens
-            returns, now = raw[i] + values[i], self._values(samples[i])
-            near = values[i] + (now - values[i]).clip(-settings.value_clip, settings.value_clip)
-            squares = torch.max((now - returns) ** 2, (near - returns) ** 2)
-            value_loss = value_loss + 0.5 * squares.sum() / tokens
-        loss = policy_loss + value_loss * (settings.value_coef if settings.critic == "shared" else 1.0)
-        for optimizer in self.optimizers:
+            policy_loss = policy_loss + torch.max(-advantages[i] * ratio, -advantages[i] * clipped).sum() / tokens
+        weight = settings.value_coef if settings.critic == "shared" else 1.0
+        self._descend(self.optimizers, policy_loss + weight * self._value_loss(samples, values, returns, chosen))
+
+    def _value_loss(
+        self, samples: Sequence[TrainSample], values: Sequence[Tensor], returns: Sequence[Tensor], chosen: Sequence[int]
+    ) -> Tensor:
+        clip = self.settings.value_clip
+        assert clip is not None
+        tokens = sum(len(samples[i].response_ids) for i in chosen)
+        loss = torch.zeros(())
+        for i in chosen:
+            now = self._values(samples[i])
+            near = values[i] + (now - values[i]).clip(-clip, clip)
+            loss = loss + 0.5 * torch.max((now - returns[i]) ** 2, (near - returns[i]) ** 2).sum() / tokens
+        return loss
+
+    def _descend(self, optimizers: Sequence[torch.optim.Optimizer], loss: Tensor) -> None:
+        for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
-        for optimizer in self.optimizers:
-            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.grad_clip)
+        for optimizer in optimizers:
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.settings.grad_clip)
             optimizer.step()
 
     def _logprobs(self, model: nn.Module, sample: TrainSample) -> Tensor:

@@ -53,8 +53,17 @@ def rewards_to_go(rewards: Vector, sequences: Integers, discount: float) -> Vect
     return result
 
 
-def gae(rewards: Vector, values: Vector, sequences: Integers, gamma: float, lam: float) -> tuple[Vector, Vector]:
-    """Whitened advantages and returns, by the recursion of arXiv 1506.02438."""
+def gae(
+    rewards: Vector, values: Vector, sequences: Integers, gamma: float, lam: float, critic_lam: float | None = None
+) -> tuple[Vector, Vector]:
+    """Whitened advantages, and returns with a lambda of their own (arXiv 2503.01491)."""
+    raw = raw_gae(rewards, values, sequences, gamma, lam)
+    targets = raw if critic_lam is None else raw_gae(rewards, values, sequences, gamma, critic_lam)
+    return whiten(raw), targets + values
+
+
+def raw_gae(rewards: Vector, values: Vector, sequences: Integers, gamma: float, lam: float) -> Vector:
+    """Advantages by the recursion of arXiv 1506.02438."""
     raw = np.zeros_like(rewards)
     for tokens in positions(sequences).values():
         following_value = following_advantage = 0.0
@@ -63,7 +72,7 @@ def gae(rewards: Vector, values: Vector, sequences: Integers, gamma: float, lam:
             following_advantage = delta + gamma * lam * following_advantage
             following_value = values[token]
             raw[token] = following_advantage
-    return whiten(raw), raw + values
+    return raw
 
 
 def group_relative(name: str, rewards: Vector, sequences: Integers, groups: Integers) -> Vector:

@@ -53,7 +53,7 @@ def per_response(name: str, step: StepRewards) -> list[float]:
     return [float(part[0]) for part in parts]
 
 
-@pytest.mark.parametrize("settings", [UNDISCOUNTED, DISCOUNTED])
+@pytest.mark.parametrize("settings", [UNDISCOUNTED, DISCOUNTED, replace(DISCOUNTED, critic_lambda=1.0)])
 @given(seed=st.integers(0, 2**32 - 1))
 def test_token_level_estimators_match_the_reference(settings: AdvantageSettings, seed: int) -> None:
     step = make_step(seed)
@@ -61,7 +61,9 @@ def test_token_level_estimators_match_the_reference(settings: AdvantageSettings,
     rewards, sequences = step.rewards.numpy(), step.sequences.numpy()
     result = ADVANTAGES["gae"](step, settings)
     assert result.returns is not None
-    expected, returns = reference.gae(rewards, step.values.numpy(), sequences, settings.gamma, settings.gae_lambda)
+    expected, returns = reference.gae(
+        rewards, step.values.numpy(), sequences, settings.gamma, settings.gae_lambda, settings.critic_lambda
+    )
     np.testing.assert_allclose(result.returns.numpy(), returns, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(result.advantages.numpy(), expected, rtol=1e-6, atol=1e-9)
     to_go = reference.whiten(reference.rewards_to_go(rewards, sequences, settings.gamma))

@@ -43,10 +43,24 @@ def one_token_samples(seed: int, prompts: int = 8, size: int = 8) -> list[TrainS
     return samples
 
 
-@pytest.mark.parametrize("minibatches", [1, 3])
-@pytest.mark.parametrize("critic", KINDS)
+@pytest.mark.parametrize(
+    ("critic", "minibatches", "changes"),
+    [
+        ("separate", 1, {}),
+        ("separate", 3, {}),
+        ("shared", 1, {}),
+        ("shared", 3, {"critic_lambda": 1.0}),
+        ("separate", 1, {"critic_epochs": 4, "critic_lambda": 1.0}),
+        ("separate", 3, {"critic_epochs": 2}),
+    ],
+)
 def test_steps_are_those_of_plain_pytorch(
-    mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker, critic: str, minibatches: int
+    mesh: DeviceMesh,
+    model_dir: Path,
+    make_samples: SampleMaker,
+    critic: str,
+    minibatches: int,
+    changes: dict[str, Any],
 ) -> None:
     settings = TrainerSettings(
         **PPO,
@@ -63,6 +77,7 @@ def test_steps_are_those_of_plain_pytorch(
         kl_coef=0.2,
         value_clip=0.05,
         value_coef=0.3,
+        **changes,
     )
     trainer, plain = Trainer(settings, model_dir, mesh), PlainPPO(settings, model_dir)
     for step in range(3):
@@ -103,6 +118,18 @@ def test_a_critic_learns_to_explain_the_returns(mesh: DeviceMesh, model_dir: Pat
     assert all(math.isfinite(value) for report in figures for value in report.values())
 
 
+def test_more_passes_of_the_critic_explain_more_of_the_next_step(mesh: DeviceMesh, model_dir: Path) -> None:
+    explained = {}
+    for passes in (1, 4):
+        settings = TrainerSettings(**PPO, critic="separate", critic_lr=0.002, critic_epochs=passes, kl_coef=0.001)
+        trainer = Trainer(settings, model_dir, mesh)
+        figures = [trainer.step(one_token_samples(seed)) for seed in range(8)]
+        explained[passes] = figures[-1]["explained_variance"]
+        assert trainer.counters() == (8, 8, 8 * passes)
+        assert figures[0]["value_loss"] == pytest.approx(0.5 * 2.25, rel=0.7), "a mean over the passes, not their sum"
+    assert explained[4] > explained[1] + 0.1
+
+
 @pytest.mark.parametrize("critic", KINDS)
 def test_warm_up_trains_the_critic_alone(
     mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker, critic: str
@@ -141,9 +168,26 @@ def test_values_are_float32_where_the_backbone_computes_in_bfloat16(mesh: Device
         assert head(torch.ones(2, 64, dtype=torch.bfloat16)).dtype == torch.float32
 
 
+def test_a_policy_that_rests_has_figures_and_no_backward_pass(
+    mesh: DeviceMesh, model_dir: Path, make_samples: SampleMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainerSettings(**PPO, critic="separate", critic_warmup_steps=1)
+    trainer = Trainer(settings, model_dir, mesh)
+    monkeypatch.setattr(trainer.optimizer, "discard", lambda: pytest.fail("there was a gradient to throw away"))
+    resting = trainer.step(make_samples(seed=0))
+    assert all(shard.grad is None for shard in trainer.policy.named_shards().values())
+    active = Trainer(replace(settings, critic_warmup_steps=0), model_dir, mesh).step(make_samples(seed=0))
+    assert math.isnan(resting["grad_norm"])
+    for name in ("loss", "policy_loss", "value_loss", "entropy", "ess", "ratio_mean", "kl_ref", "tokens"):
+        assert resting[name] == pytest.approx(active[name], rel=1e-5, abs=1e-7), name
+
+
 def test_gae_and_a_critic_need_each_other() -> None:
     settings = TrainerSettings()
     with pytest.raises(ValueError, match="gae needs one"):
         replace(settings, advantage="gae")
     with pytest.raises(ValueError, match="do not go together"):
         replace(settings, critic="shared")
+    for critic in ("none", "shared"):
+        with pytest.raises(ValueError, match="critic_epochs 2 needs critic separate"):
+            replace(settings, advantage="gae" if critic == "shared" else "grpo", critic=critic, critic_epochs=2)

@@ -47,7 +47,12 @@ PPO = replace(GRPO, advantage="gae", critic="separate", critic_lr=0.1, kl_in="re
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [GRPO, PPO, replace(PPO, critic="shared", minibatches=1), replace(GRPO, minibatches=2, proximal="loglinear")],
+    [
+        GRPO,
+        replace(PPO, critic_epochs=2, critic_lambda=1.0, gae_lambda=0.9),
+        replace(PPO, critic="shared", minibatches=1),
+        replace(GRPO, minibatches=2, proximal="loglinear"),
+    ],
     ids=["grpo", "gae-separate", "gae-shared", "grpo-loglinear"],
 )
 def test_two_ranks_train_like_one_and_share_checkpoints(

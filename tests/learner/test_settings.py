@@ -46,7 +46,16 @@ def test_the_trainer_is_told_what_the_configuration_says() -> None:
     assert (settings.kl_in, settings.kl_estimator, settings.dual_clip) == ("reward", "k1", 3.0)
     assert (settings.lr, settings.minibatches, settings.temperature, settings.max_response_tokens) == (0.25, 4, 0.6, 77)
     defaults = trainer_settings(Config())
-    for name in ("clip_low", "value_clip", "value_coef", "importance_low", "importance_cap", "gae_lambda"):
+    for name in (
+        "clip_low",
+        "value_clip",
+        "value_coef",
+        "critic_epochs",
+        "importance_low",
+        "importance_cap",
+        "gae_lambda",
+        "critic_lambda",
+    ):
         assert getattr(defaults, name) == getattr(TrainerSettings(), name), name
 
 
@@ -72,6 +81,8 @@ def test_learning_rate(schedule: str, expected: list[float]) -> None:
         ({"critic": "both"}, "unknown critic 'both': choose one of none, separate, shared"),
         ({"value_clip": 0.0}, "value_clip must be positive"),
         ({"gamma": 1.5}, "gamma"),
+        ({"critic_lambda": -0.1}, "critic_lambda must be in"),
+        ({"critic_epochs": 0}, "critic_epochs must be positive"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"kl_coef": -1.0}, "kl_coef must not be negative"),

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 SampleMaker = Callable[..., list[TrainSample]]
 # A large epsilon keeps Adam from turning rounding differences of tiny gradients into full steps.
 GRPO = TrainerSettings(lr=0.1, adam_epsilon=0.1, kl_coef=0.1, micro_batch_tokens=64)
-PPO = replace(GRPO, advantage="gae", critic="separate", critic_lr=0.1, minibatches=2)
+PPO = replace(GRPO, advantage="gae", critic="separate", critic_lr=0.1, critic_epochs=2, minibatches=2)
 PLENTY_S = 600.0
 ENDED_WITHIN_S = 60.0  # on a busy machine; a collective would wait for PLENTY_S
 
