@@ -80,7 +80,7 @@ class Rewriter:
         self, requests: Iterable[str], *, task: str = "", top: int = 0, database: str = "", **wish: Any
     ) -> list[Rewrite]:
         """The queries for many requests, in their order, generated in one batch. Arguments as for `rewrite`."""
-        return self._wait(self._rewrite_all(list(requests), task, top, database, wish))
+        return self._wait(self._rewrite_all(self._running, list(requests), task, top, database, wish))
 
     def search(self, query: str, *, task: str = "", top: int = DEFAULT_TOP, database: str = "") -> Found:
         """What a query brings.
@@ -116,9 +116,14 @@ class Rewriter:
         return self._rewriter
 
     async def _rewrite_all(
-        self, requests: Sequence[str], task: str, top: int, database: str, wish: dict[str, Any]
+        self,
+        rewriter: AsyncRewriter,
+        requests: Sequence[str],
+        task: str,
+        top: int,
+        database: str,
+        wish: dict[str, Any],
     ) -> list[Rewrite]:
-        rewriter = self._running
         one = replace(rewriter.default_wish, **{**wish, "n": 1})
         rows = [rewriter.row(request, task, database) for request in requests]
         rewrites = await asyncio.gather(*(rewriter.rewrite(row, task, one, top) for row in rows))

@@ -24,11 +24,22 @@ def answer_pattern(*, reasoning: bool, key: str = "query", begun: bool = False) 
 
     begun: the first tag stands before the answer (`Task.response_prefix`).
     """
-    answer = f"{_BREAK}{_json_object(key)}{_BREAK}{ANSWER_TAGS[1]}"
+    answer = rf'{_BREAK}\{{"{re.escape(key)}": "{query_pattern()}'
     if not reasoning:
         return answer if begun else ANSWER_TAGS[0] + answer
     think = rf"{_text_without_tags('')}*{THINK_TAGS[1]}\n?\n?{ANSWER_TAGS[0]}{answer}"
     return think if begun else THINK_TAGS[0] + think
+
+
+def query_opening(key: str = "query") -> str:
+    """What stands between the opening tag and the query."""
+    return f'{{"{key}": "'
+
+
+def query_pattern() -> str:
+    """The expression of what follows `query_opening`: a query that is not blank and holds no tag, and the end."""
+    character = _text_without_tags(_NOT_IN_JSON, r'\\["\\/nt]')
+    return rf'[^<{_NOT_IN_JSON}{_SPACES}]{character}*"\}}{_BREAK}{ANSWER_TAGS[1]}'
 
 
 def closed_answer(text: str, *, key: str = "query") -> str | None:
@@ -43,12 +54,6 @@ def closed_answer(text: str, *, key: str = "query") -> str | None:
     ended = re.match(r'((?:[^"\\]|\\.)*)"', query, re.DOTALL)
     whole = ended[1] if ended else _without_partial_tag(_whole_escapes(query))
     return f'{text[: opening.end()]}{whole}"}}{ANSWER_TAGS[1]}' if whole.strip() else None
-
-
-def _json_object(key: str) -> str:
-    """`{"key": "…"}` with a string that is not blank and holds no tag."""
-    character = _text_without_tags(_NOT_IN_JSON, r'\\["\\/nt]')
-    return rf'\{{"{re.escape(key)}": "[^<{_NOT_IN_JSON}{_SPACES}]{character}*"\}}'
 
 
 def _text_without_tags(excluded: str, *more: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from common.tasks import ParseFailure, Row, Task
 from common.tasks.answer import ANSWER_TAGS, THINK_TAGS
-from common.tasks.answer_pattern import answer_pattern
+from common.tasks.answer_pattern import query_opening, query_pattern
 from deploy.generation import Draw, Generated, Generator
 from deploy.rewriting.results import Rewrite
 
@@ -16,6 +16,8 @@ STOP: Final = ANSWER_TAGS[1]
 # the tags that end its reasoning for it are among them.
 _ANSWER_TOKENS: Final = 128
 _TAG_TOKENS: Final = 16
+# Fewer would not always hold one character.
+_QUERY_TOKENS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -70,38 +72,37 @@ class TaskRewriter:
         cut = generated.finish_reason == "length"
         if cut and draw.pattern:
             closed = self.task.closed(text)
-            if closed is None and kept:
-                text, more = await self._answered(row, text, draw, kept)
+            if closed is None:
+                closed, more = await self._answered(row, text, draw, kept)
                 tokens += more
-            else:
-                text = closed or text
-        about: dict[str, Any] = {
-            "request": row.text,
-            "task": self.task.name,
-            "cut": cut,
-            "tokens": tokens,
-            "text": text,
-        }
+            text = closed
+        about: dict[str, Any] = {"request": row.text, "task": self.task.name, "text": text}
+        about |= {"cut": cut, "tokens": tokens}
         answer = self.task.parse(text)
         if isinstance(answer, ParseFailure):
             return Rewrite(query="", invalid=answer.reason, **about)
         return Rewrite(query=answer.query, reasoning=answer.think, **about)
 
     async def _answered(self, row: Row, text: str, draw: Draw, kept: int) -> tuple[str, int]:
-        """The response whose reasoning was cut, with an answer to it, and how many tokens that took.
+        """The response that was cut before its query, with a query, and how many tokens that took.
 
         The reasoning is ended for the model, which then has to answer (budget forcing: Muennighoff et al., "s1: Simple
         test-time scaling", arXiv 2501.19393).
         """
-        thought = text.partition(THINK_TAGS[1])[0].rstrip("\N{REPLACEMENT CHARACTER}")
-        if THINK_TAGS[0] not in draw.prefix + thought:
-            thought = THINK_TAGS[0]
-        begun = f"{thought}{THINK_TAGS[1]}\n{ANSWER_TAGS[0]}"
-        pattern = answer_pattern(reasoning=False, key=self.task.answer_key, begun=True)
-        room = max(1, kept - _TAG_TOKENS)
-        rest = replace(draw, n=1, prefix=draw.prefix + begun, max_tokens=room, pattern=pattern)
-        (answer,) = await self._generator.generate(self.task.messages(row), rest)
-        whole = begun + answer.text
-        if answer.finish_reason == "length":
+        begun = self._thought(text, draw.prefix) + query_opening(self.task.answer_key)
+        room = max(_QUERY_TOKENS, kept - _TAG_TOKENS)
+        rest = replace(draw, n=1, prefix=draw.prefix + begun, max_tokens=room, pattern=query_pattern())
+        (query,) = await self._generator.generate(self.task.messages(row), rest)
+        whole = begun + query.text
+        if query.finish_reason == "length":
             whole = self.task.closed(whole) or whole
-        return whole, answer.tokens
+        return whole, query.tokens
+
+    def _thought(self, text: str, prefix: str) -> str:
+        """The response up to the answer's opening tag, that included where it is not in the prefix."""
+        if not self.task.reasoning:
+            return "" if self.task.prefill else ANSWER_TAGS[0]
+        thought = text.partition(THINK_TAGS[1])[0].rstrip("\N{REPLACEMENT CHARACTER}")
+        if THINK_TAGS[0] not in prefix + thought:
+            thought = THINK_TAGS[0]
+        return f"{thought}{THINK_TAGS[1]}\n{ANSWER_TAGS[0]}"

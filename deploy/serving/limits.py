@@ -15,6 +15,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 # What a browser needs to show the page, and what a probe needs to see that the server lives.
 OPEN_PATHS: Final = frozenset({"/", "/health", "/favicon.ico"})
 RETRY_AFTER_S: Final = 1
+_DRAIN: Final = 4
 
 
 class RequireKey:
@@ -63,21 +64,19 @@ class LimitLoad:
 
     async def _within_bytes(self, scope: Scope, receive: Receive, send: Send) -> None:
         too_large = f"the body is larger than the {self._max_bytes} bytes that this server takes"
-        declared = header(scope, b"content-length")
-        if declared.isdigit() and int(declared) > self._max_bytes:
-            await refuse(send, 413, too_large, {"Connection": "close"})
-            return
-        body = bytearray()
-        while True:
+        body, received, more = bytearray(), 0, True
+        # A client that is still sending would not see the refusal, so some of what is too much is read and forgotten.
+        while more and received <= _DRAIN * self._max_bytes:
             message = await receive()
             if message["type"] != "http.request":
                 return  # the client is gone
-            body += message.get("body", b"")
-            if len(body) > self._max_bytes:
-                await refuse(send, 413, too_large, {"Connection": "close"})
-                return
-            if not message.get("more_body"):
-                break
+            received += len(message.get("body", b""))
+            if received <= self._max_bytes:
+                body += message.get("body", b"")
+            more = bool(message.get("more_body"))
+        if received > self._max_bytes:
+            await refuse(send, 413, too_large, {"Connection": "close"})
+            return
         whole: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def replay() -> MutableMapping[str, Any]:
