@@ -22,6 +22,7 @@ from deploy import (
 )
 from deploy.errors import exit_status, user_message
 from deploy.evaluation import command as evaluation_command
+from deploy.evaluation import compare_command
 from deploy.open_files import allow_open_files
 from deploy.rewriting import command as rewriting_command
 from deploy.serving import command as serving_command
@@ -97,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     sft_command.add_command(commands)
     export_command.add_command(commands)
     evaluation_command.add_command(commands)
+    compare_command.add_command(commands)
     rewriting_command.add_command(commands)
     serving_command.add_command(commands)
     check = commands.add_parser("doctor", help="what is installed and configured, and what to do about what is not")

@@ -91,12 +91,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     plan = plan_of(arguments, console)
     folder = EvaluationFolder(arguments.out or Path(DEFAULT_FOLDER) / _default_name(plan))
     with folder.alone():
-        description = {
-            "model": plan.name,
-            "task": plan.config.task.name,
-            "sampling": msgspec.to_builtins(plan.sampling),
-        }
-        if folder.claim(plan.fingerprint(), description):
+        if folder.claim(plan.fingerprint(), plan.description()):
             console.print(f"Going on with the evaluation in {folder.path}", highlight=False, soft_wrap=True)
         logging.getLogger().handlers = [logging.FileHandler(folder.log)]
         records = _work(plan, folder, console)

@@ -5,6 +5,8 @@ No quota is spent on a query already answered, or asked by another sample at thi
 
 from __future__ import annotations
 
+import copy
+
 import msgspec
 
 from common.tasks import Hits, ParsedAnswer, Row, Task
@@ -46,6 +48,12 @@ class SearchAnswerer(Answerer):
     async def close(self) -> None:
         await self.cache.close()
         await self.engine.close()
+
+    def sorted_by(self, sort: str) -> SearchAnswerer:
+        """The same engine, cache and retries, in another order; it works from this one's start to its close."""
+        other = copy.copy(self)
+        other.sort = sort
+        return other
 
     async def outcome(self, answer: ParsedAnswer, row: Row) -> Hits:
         result = await self.search(answer.query, row)
