@@ -36,7 +36,7 @@ from rewarders.engines.base import EngineUnavailable
 T = TypeVar("T")
 
 _RETRY_AFTER_S: Final = 5
-_ABOUT: Final = "Rewrites requests into queries and searches for them. docs/serving.md explains every endpoint."
+_ABOUT: Final = "Rewrites requests into queries and searches for them. docs/rewriting.md explains every endpoint."
 _REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"description": "It makes no sense here: an unknown task, no engine, an unknown database."},
     401: {"description": "The server wants its key."},
