@@ -72,6 +72,8 @@ class GenerationRequest:
             a model may spell it with any tokens.
         seed: same seed, same weights and same engine give the same samples, up to rounding differences that
             the rest of the batch can cause; None draws one.
+        pattern: regular expression that the whole response matches, unless ``max_tokens`` cut it; "": any text.
+            The log-probabilities are those of the restricted distribution.
 
     Raises:
         ValueError: a field is out of range.
@@ -85,6 +87,7 @@ class GenerationRequest:
     max_tokens: int
     stop: str
     seed: int | None = None
+    pattern: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -234,9 +237,14 @@ class Engine(ABC):
         """Draws ``request.n`` responses; cancelling the call frees its place in the batch.
 
         Raises:
-            ValueError: prompt plus ``max_tokens`` is longer than ``max_model_len``.
+            ValueError: prompt plus ``max_tokens`` is longer than ``max_model_len``, or the engine cannot be guided by
+                the pattern.
             EngineDiedError: the engine is gone.
         """
+
+    async def problem(self) -> str | None:
+        """Why nothing can be generated any more; None while the engine lives."""
+        return None
 
     @abstractmethod
     async def load_weights(self, weights: Path, version: int) -> WeightUpdate:

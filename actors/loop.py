@@ -12,14 +12,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from actors.engine import Completion, Engine, EngineDiedError, EngineError, GenerationRequest, mix_seed
+from actors.prompts import PromptEncoder
 from actors.weight_receiver import WeightReceiver, WeightTransferError
 from common import messages as m
 from common.transport.client import Assignment, BrokerClient
@@ -30,34 +29,6 @@ STOP = "</answer>"
 RETRY_WEIGHTS_S = 0.5
 GIVE_BACK_S = 1.0  # how long a group whose generation failed waits before another actor gets it
 DRAIN_S = 60.0  # a leaving actor finishes what it has begun, for so long at most
-
-
-class PromptEncoder(Protocol):
-    """Turns chat messages into prompt token ids with the model's own chat template."""
-
-    def __call__(self, messages: Sequence[m.ChatMessage]) -> list[int]: ...
-
-
-def chat_encoder(model_dir: Path, response_prefix: str = "") -> PromptEncoder:
-    """The tokenizer of a Hugging Face folder as a `PromptEncoder`; `response_prefix` opens the answer."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-
-    def encode(messages: Sequence[m.ChatMessage]) -> list[int]:
-        chat = [{"role": message.role, "content": message.content} for message in messages]
-        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        return list(tokenizer(text + response_prefix, add_special_tokens=False)["input_ids"])
-
-    return encode
-
-
-def text_encoder(model_dir: Path) -> Callable[[str], list[int]]:
-    """The tokenizer of a Hugging Face folder, for prompts that are rendered already."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-    return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 class Actor:

@@ -32,6 +32,7 @@ from actors.engine import (
     GenerationRequest,
     WeightUpdate,
 )
+from actors.guided_decoding import PatternCompiler, guide_of
 from actors.transformers_sampling import Group, IncrementalText, Progress, Row, Sampler
 from actors.weight_file import OUTPUT_HEAD, Shapes, check_same_model, read_model_shapes, read_weight_file
 
@@ -65,7 +66,8 @@ class TransformersEngine(Engine):
     async def generate(self, request: GenerationRequest) -> list[Completion]:
         """See ``Engine.generate``."""
         self._check_length(request)
-        group = Group.of(request)
+        grammar = await asyncio.to_thread(self._running.compile, request.pattern) if request.pattern else None
+        group = Group.of(request, grammar)
         self._meter.begin()
         completions: list[Completion] = []
         try:
@@ -74,6 +76,11 @@ class TransformersEngine(Engine):
         finally:
             self._meter.end(completions)
         return completions
+
+    async def problem(self) -> str | None:
+        """See ``Engine.problem``."""
+        alive = self._generator is not None and self._generator.is_alive()
+        return None if alive else "the transformers engine is not running"
 
     async def load_weights(self, weights: Path, version: int) -> WeightUpdate:
         """See ``Engine.load_weights``."""
@@ -135,6 +142,10 @@ class _Generator(threading.Thread):
         if self._stopped.is_set():
             self._fail_all()
 
+    def compile(self, pattern: str) -> Any:
+        """See ``PatternCompiler.compile``; from any thread, once ``ready``."""
+        return self._patterns.compile(pattern)
+
     def stop(self) -> None:
         """Ends the thread at the next token."""
         self._stopped.set()
@@ -176,6 +187,7 @@ class _Generator(threading.Thread):
         self._pad_id: int = self._eos_ids[0] if pad_id is None else pad_id
         # The model's own defaults (repetition penalty, top-k, …) would change the distribution sampled from.
         self._model.generation_config = GenerationConfig()
+        self._patterns = PatternCompiler(self._tokenizer, self._vocabulary, self._eos_ids)
 
     def _await_work(self) -> None:
         """Returns once there is something to generate, or to stop."""
@@ -214,7 +226,8 @@ class _Generator(threading.Thread):
         for row in rows:
             row.text = IncrementalText(self._tokenizer, row.group.request.prompt_ids)
         ids, mask = _left_padded([row.group.request.prompt_ids for row in rows], self._pad_id, self._model.device)
-        sampler = Sampler(rows, self._model.device)
+        guide = guide_of([row.group.grammar for row in rows], self._vocabulary)
+        sampler = Sampler(rows, self._model.device, guide)
         progress = Progress(rows, sampler, self._eos_ids, self._between_tokens, self.version)
         with torch.inference_mode():
             self._model.generate(
@@ -226,6 +239,10 @@ class _Generator(threading.Thread):
                 logits_processor=[sampler],
                 stopping_criteria=[progress],
             )
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self._model.config.vocab_size)
 
     def _between_tokens(self) -> int | None:
         self._accept_arrived()

@@ -21,6 +21,8 @@ from common.messages import WeightSpan
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from actors.guided_decoding import Guide
+
 
 class IncrementalText:
     """The text of a growing response, decoded token by token, and the search for the stop string in it."""
@@ -87,17 +89,18 @@ class Row:
 
 @dataclass
 class Group:
-    """A request, its rows and the caller's future."""
+    """A request, its rows and the caller's future. grammar: what its pattern was compiled to."""
 
     request: GenerationRequest
+    grammar: Any = None
     rows: list[Row] = field(default_factory=list)
     done: Future[list[Completion]] = field(default_factory=Future)
 
     @classmethod
-    def of(cls, request: GenerationRequest) -> Group:
+    def of(cls, request: GenerationRequest, grammar: Any = None) -> Group:
         """The group of a request; without a seed it gets a random one."""
         seed = secrets.randbits(63) if request.seed is None else request.seed
-        group = cls(request)
+        group = cls(request, grammar)
         group.rows = [Row(group, index, mix_seed(seed, index)) for index in range(request.n)]
         return group
 
@@ -116,9 +119,10 @@ class Sampler:
     happened to share its batch, as it would with one generator per batch.
     """
 
-    def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Row], device: torch.device, guide: Guide | None = None) -> None:
         requests = [row.group.request for row in rows]
         self._rows = rows
+        self._guide = guide
         self._temperature = torch.tensor([r.temperature for r in requests], device=device).unsqueeze(1)
         self._top_p = torch.tensor([r.top_p for r in requests], device=device).unsqueeze(1)
         self._greedy = (self._temperature == 0).squeeze(1)
@@ -128,6 +132,8 @@ class Sampler:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``scores``: logits [B, V]. Returns [B, V]: 0 at the drawn tokens, -inf elsewhere."""
+        if self._guide is not None:
+            scores = self._guide.restrict(scores)
         logprobs = processed_logprobs(scores, self._temperature, self._top_p if self._truncates else None)
         position = next(self._position)
         uniform = [mix_seed(row.stream_seed, position) / 2**63 for row in self._rows]
@@ -137,6 +143,8 @@ class Sampler:
         drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp_(max=scores.shape[-1] - 1)
         tokens = torch.where(self._greedy, scores.argmax(dim=-1), drawn).unsqueeze(1)
         self.logprobs = logprobs.gather(1, tokens).squeeze(1).tolist()
+        if self._guide is not None:
+            self._guide.accept(tokens.squeeze(1).tolist())
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
 
 

@@ -103,6 +103,13 @@ class VllmEngine(Engine):
             self._meter.end(completions)
         return completions
 
+    async def problem(self) -> str | None:
+        """See ``Engine.problem``."""
+        death = self._death
+        if death is None or self._llm is None:
+            return "the vLLM engine is not running"
+        return f"vLLM's engine process {death.result()}" if death.done() else None
+
     async def load_weights(self, weights: Path, version: int) -> WeightUpdate:
         """See ``Engine.load_weights``."""
         # Shielded: a caller that gives up in the middle would leave the engine paused for ever.
@@ -171,6 +178,15 @@ class VllmEngine(Engine):
         return time.perf_counter() - begin
 
     @property
+    def client(self) -> AsyncLLM:
+        """vLLM's own interface to the engine, for its HTTP server.
+
+        Raises:
+            EngineDiedError: it is not running.
+        """
+        return self._running
+
+    @property
     def _running(self) -> AsyncLLM:
         if self._llm is None:
             raise EngineDiedError("the vLLM engine is not running: start it first, and not after close")
@@ -195,6 +211,8 @@ class VllmEngine(Engine):
         except Exception as error:
             if type(error).__name__ == "EngineDeadError":
                 raise EngineDiedError(f"vLLM's engine process died: {error}; restart this actor") from error
+            if type(error).__name__ == "VLLMValidationError":
+                raise ValueError(f"vLLM refuses the request: {error}") from error
             raise
         finally:
             task.cancel()
@@ -345,7 +363,7 @@ def _kv_cache_bytes(config: Mapping[str, Any], options: EngineOptions) -> int:
 
 def _sampling_parameters(request: GenerationRequest) -> SamplingParams:
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     return SamplingParams(
         n=request.n if request.temperature > 0 else 1,
@@ -359,6 +377,7 @@ def _sampling_parameters(request: GenerationRequest) -> SamplingParams:
         logprobs=0,  # of the sampled token only
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
+        structured_outputs=StructuredOutputsParams(regex=request.pattern) if request.pattern else None,
     )
 
 

@@ -29,7 +29,8 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.loop import STOP, chat_encoder
+from actors.loop import STOP
+from actors.prompts import chat_encoder
 from common.config import Config, load_config
 from common.messages import ChatMessage
 from common.tasks.from_config import task_of

@@ -41,10 +41,17 @@ class PyseriniLibrary:
         self.documents: int = self._line()["documents"]
 
     def search(
-        self, queries: list[str], k: int, threads: int = 1, k1: float = 0.9, b: float = 0.4, hits: bool = True
+        self,
+        queries: list[str],
+        k: int,
+        threads: int = 1,
+        k1: float = 0.9,
+        b: float = 0.4,
+        hits: bool = True,
+        rm3: bool = False,
     ) -> tuple[float, Hits]:
-        """Seconds, and the hits of every query (none unless they are wanted)."""
-        answer = self._order(queries=queries, k=k, threads=threads, k1=k1, b=b, hits=hits)
+        """Seconds, and the hits of every query (none unless they are wanted). rm3: with its `set_rm3()`."""
+        answer = self._order(queries=queries, k=k, threads=threads, k1=k1, b=b, hits=hits, rm3=rm3)
         return answer["seconds"], answer["hits"]
 
     def exact_scores(self, query: str, documents: list[str], k1: float = 0.9, b: float = 0.4) -> list[float]:
@@ -98,6 +105,10 @@ def main(corpus: Path, index: Path) -> None:
 
 def _search(searcher: Any, order: dict[str, Any]) -> dict[str, Any]:
     searcher.set_bm25(order["k1"], order["b"])
+    if order["rm3"]:
+        searcher.set_rm3()
+    else:
+        searcher.unset_rm3()
     qids = [str(number) for number in range(len(order["queries"]))]
     started = time.perf_counter()
     found = searcher.batch_search(order["queries"], qids, k=order["k"], threads=order["threads"])
@@ -117,7 +128,8 @@ def _exact(searcher: Any, order: dict[str, Any]) -> dict[str, Any]:
 def _build(corpus: Path, index: Path) -> None:
     from pyserini.index.lucene import LuceneIndexer
 
-    indexer = LuceneIndexer(str(index), threads=1)
+    # RM3 wants the vectors of the documents; searches without it do not look at them.
+    indexer = LuceneIndexer(args=["-index", str(index), "-storeDocvectors"], threads=1)
     for document in read_corpus(corpus):
         indexer.add_doc_dict({"id": document.id, "contents": f"{document.title}\n{document.text}"})
     indexer.close()

@@ -40,7 +40,20 @@ def prepare_assets(config: Config) -> Config:
 
 
 def prepare_corpus(config: Config) -> Path:
-    """The folder of the run's data; a generated world is built if it is asked for."""
+    """The folder of the run's data, with requests in both splits; a generated world is built if it is asked for."""
+    corpus = corpus_folder(config)
+    for split in (config.data.train_split, config.data.heldout_split):
+        if not read_requests(corpus, split):
+            raise LaunchError(f"{corpus} has no request in the split {split}: choose another data.*_split")
+    return corpus
+
+
+def corpus_folder(config: Config) -> Path:
+    """The folder of the documents that are searched; a generated world is built if it is asked for.
+
+    Raises:
+        LaunchError: there is no such folder.
+    """
     if config.data.corpus in WORLDS:
         return _build("data", "demo-world", "--name", config.data.corpus, "--seed", str(config.data.demo_seed))
     expanded = os.path.expandvars(config.data.corpus)
@@ -53,9 +66,6 @@ def prepare_corpus(config: Config) -> Path:
             f"data.corpus {corpus} is not a folder: point it at a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), "
             f"or name a generated world: {', '.join(WORLDS)}"
         )
-    for split in (config.data.train_split, config.data.heldout_split):
-        if not read_requests(corpus, split):
-            raise LaunchError(f"{corpus} has no request in the split {split}: choose another data.*_split")
     return corpus
 
 

@@ -22,7 +22,10 @@ from deploy import (
 )
 from deploy.errors import exit_status, user_message
 from deploy.evaluation import command as evaluation_command
+from deploy.evaluation import compare_command
 from deploy.open_files import allow_open_files
+from deploy.rewriting import command as rewriting_command
+from deploy.serving import command as serving_command
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -95,6 +98,9 @@ def build_parser() -> argparse.ArgumentParser:
     sft_command.add_command(commands)
     export_command.add_command(commands)
     evaluation_command.add_command(commands)
+    compare_command.add_command(commands)
+    rewriting_command.add_command(commands)
+    serving_command.add_command(commands)
     check = commands.add_parser("doctor", help="what is installed and configured, and what to do about what is not")
     doctor.add_arguments(check)
     check.set_defaults(handler=lambda arguments: doctor.run(arguments.deep, arguments.json, arguments.config))

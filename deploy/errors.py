@@ -25,6 +25,7 @@ _USER_ERRORS = (
     "learner.checkpoint.CheckpointError",
     "learner.loop.SupersededError",
     "deploy.errors.LaunchError",
+    "deploy.rewriting.rewriter.NotPossible",
 )
 # Extra of this package that brings a module.
 _EXTRAS = {
@@ -37,6 +38,9 @@ _EXTRAS = {
     "pyarrow": "data",
     "huggingface_hub": "data",
     "trl": "sft",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
     "datasets": "sft",
     "accelerate": "sft",
 }

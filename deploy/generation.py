@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from deploy.models import ModelSource
 
 if TYPE_CHECKING:
     from actors.engine import Engine, EngineName, EngineOptions
-    from actors.loop import PromptEncoder
+    from actors.prompts import PromptTokenizer
 
 # Prompts in the engine, as a multiple of what it decodes at once: its batch stays full, and prompts are encoded while
 # it decodes instead of all before it begins.
@@ -65,6 +65,7 @@ class Draw:
         seed: same seed, same responses, as far as the engine can promise; None draws one.
         prefix: beginning of the response, which the model goes on from.
         stop: text that ends a response and is part of it.
+        pattern: regular expression that every whole response matches; "": any text. An endpoint is not held to it.
     """
 
     n: int
@@ -74,6 +75,7 @@ class Draw:
     seed: int | None
     prefix: str
     stop: str
+    pattern: str = ""
 
 
 class Generator(AbstractAsyncContextManager["Generator"], Protocol):
@@ -93,6 +95,10 @@ class Generator(AbstractAsyncContextManager["Generator"], Protocol):
         """
         ...
 
+    async def problem(self) -> str | None:
+        """Why nothing can be generated from now on; None while it can, as far as anybody knows."""
+        return None
+
 
 class EngineGenerator(Generator):
     """A model in this process, run by the actors' engines: vLLM where it can be imported, else transformers.
@@ -107,8 +113,7 @@ class EngineGenerator(Generator):
 
         self._model = model
         self._engine: Engine = create_engine(engine, options)
-        self._encoders: dict[str, PromptEncoder] = {}
-        self._encode_text: Callable[[str], list[int]] | None = None
+        self._tokenizer: PromptTokenizer | None = None
         self._numbers = itertools.count()
         self._turns = asyncio.Semaphore(_QUEUED * options.max_sequences)
         self.name = self._engine.name
@@ -142,21 +147,28 @@ class EngineGenerator(Generator):
                 max_tokens=draw.max_tokens,
                 stop=draw.stop,
                 seed=draw.seed,
+                pattern=draw.pattern,
             )
             self._require_room(len(prompt_ids) + draw.max_tokens)
             completions = await self._engine.generate(request)
         return [Generated(c.text, len(prompt_ids), len(c.token_ids), c.finish_reason) for c in completions]
 
+    async def problem(self) -> str | None:
+        return await self._engine.problem()
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the model."""
+        return self._engine
+
     def _encode(self, messages: Sequence[Message] | str, prefix: str) -> list[int]:
-        from actors.loop import chat_encoder, text_encoder
+        from actors.prompts import PromptTokenizer
         from common.messages import ChatMessage
 
+        self._tokenizer = self._tokenizer or PromptTokenizer(self._model)
         if isinstance(messages, str):
-            self._encode_text = self._encode_text or text_encoder(self._model)
-            return self._encode_text(messages + prefix)
-        if prefix not in self._encoders:
-            self._encoders[prefix] = chat_encoder(self._model, prefix)
-        return self._encoders[prefix]([ChatMessage(**message) for message in messages])
+            return self._tokenizer.text(messages + prefix)
+        return self._tokenizer.chat([ChatMessage(**message) for message in messages], prefix)
 
     def _require_room(self, tokens: int) -> None:
         most = self._engine.options.max_model_len

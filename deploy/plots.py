@@ -27,6 +27,8 @@ _BASELINE_NAMES = {
     "original": "raw request",
     "and_all": "AND of all words",
     "or_all": "OR of all words",
+    "pico_or": "OR of the PICO elements",
+    "rm3": "RM3 of the request",
 }
 
 Drawing = Callable[["Axes", list[Metrics], Evaluation], bool]
@@ -46,12 +48,12 @@ def write_plots(metrics: list[Metrics], evaluation: Evaluation, folder: str | Pa
     for name, draw in DRAWINGS.items():
         measured = f"_{_file_part(evaluation.metric)}" if draw is draw_heldout else ""
         file = target / f"{name}{measured}.png"
-        figure, (axes,) = _figure(1, 1, _SIZE_INCHES)
+        figure, (axes,) = blank_figure(1, 1, _SIZE_INCHES)
         if draw(axes, metrics, evaluation):
             figure.savefig(file, dpi=_DPI)
             written.append(file)
     if written:
-        figure, grid = _figure(3, 2, (14.0, 12.0))
+        figure, grid = blank_figure(3, 2, (14.0, 12.0))
         for axes, draw in zip(grid, DRAWINGS.values(), strict=True):
             if not draw(axes, metrics, evaluation):
                 axes.set_axis_off()
@@ -180,7 +182,7 @@ DRAWINGS: dict[str, Drawing] = {
 }
 
 
-def _figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Any, list[Axes]]:
+def blank_figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Any, list[Axes]]:
     """A figure outside pyplot: no global state, no window, usable from any thread."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

@@ -29,7 +29,7 @@ from deploy.service_rules import check_service
 
 if TYPE_CHECKING:
     from actors.engine import EngineOptions
-    from actors.loop import PromptEncoder
+    from actors.prompts import PromptEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def prompt_encoder(config: Config, model: Path) -> PromptEncoder:
     """How an actor renders the chat of a ticket: the model's template, and the beginning of the answer where the run's
     task gives one (`task.options.prefill`).
     """
-    from actors.loop import chat_encoder
+    from actors.prompts import chat_encoder
 
     return chat_encoder(model, task_of(config).response_prefix)
 

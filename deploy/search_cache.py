@@ -49,12 +49,12 @@ def cache_settled(config: Config, folder: RunFolder) -> CacheConfig:
 def source_of(config: Config) -> str:
     """What a run searches, in the keys of its results."""
     search = config.search
-    place = search.cache.source or (_without_user(search.url or "") if search.engine in REMOTE else config.data.corpus)
+    place = search.cache.source or (without_user(search.url or "") if search.engine in REMOTE else config.data.corpus)
     settings = {"bm25": search.bm25, "dense": search.dense}.get(search.engine)
     return f"{search.engine} {place}{'' if settings is None else ' ' + settings.model_dump_json()}"
 
 
-def _without_user(url: str) -> str:
+def without_user(url: str) -> str:
     """A URL that may be written to disk."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")

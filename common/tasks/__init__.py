@@ -33,7 +33,9 @@ __all__ = [
     "task_names",
 ]
 
-_NOT_TASKS = frozenset({"answer", "base", "from_config", "outcome", "own_code", "prompts", "reward", "row"})
+_NOT_TASKS = frozenset(
+    {"answer", "answer_pattern", "base", "from_config", "outcome", "own_code", "prompts", "reward", "row"}
+)
 
 
 def task_names() -> list[str]:

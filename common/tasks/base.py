@@ -15,6 +15,7 @@ import msgspec
 
 from common.metrics.ranking import distinct, is_ranking_metric, metric_named
 from common.tasks.answer import TAG_FAILURES, ParsedAnswer, ParseFailure, answer_text, parse_answer
+from common.tasks.answer_pattern import answer_pattern, closed_answer
 from common.tasks.outcome import EngineKind, Hits, Outcome
 from common.tasks.own_code import is_own, load_function
 from common.tasks.prompts import answer_format
@@ -134,6 +135,18 @@ class Task(ABC):
         return parse_answer(
             self.response_prefix + text, reasoning=self.reasoning, key=self.answer_key, strict=self.strict
         )
+
+    @property
+    def answer_pattern(self) -> str:
+        """Regular expression that an answer matches after `response_prefix`, for guided decoding."""
+        return answer_pattern(reasoning=self.reasoning, key=self.answer_key, begun=self.prefill)
+
+    def closed(self, text: str) -> str | None:
+        """The answer that a text which began as one becomes by ending its query where it was cut, after
+        `response_prefix`; None where it has not come to a query.
+        """
+        closed = closed_answer(self.response_prefix + text, key=self.answer_key)
+        return None if closed is None else closed.removeprefix(self.response_prefix)
 
     def answer_text(self, query: str, think: str = "") -> str:
         """What a model would have to generate to give this query, after the prompt and `response_prefix`; `think` is

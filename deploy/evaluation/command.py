@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from common.config import Config, load_config
-from common.run_folder import RunFolder
 from common.tasks.from_config import task_of
 from common.tracking.jsonl import replace_file
 from deploy.errors import LaunchError
@@ -27,8 +26,8 @@ from deploy.evaluation.plan import (
     read_rows,
     with_standard_metrics,
 )
-from deploy.models import ENDPOINT_PREFIX, ModelSource, is_run, resolve_model
-from deploy.search_process import without_own_server
+from deploy.model_choice import MODEL_HELP, add_endpoint_arguments, config_path, model_of, settled_config
+from deploy.models import ModelSource
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,11 +68,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        help=f"a run (RUN@50: of step 50), a Hugging Face folder, an id of the hub, {ENDPOINT_PREFIX}MODEL, or {RAW}: "
-        "the requests themselves as queries; default: the run's, or the config's",
+        help=f"{MODEL_HELP}; or {RAW}: the requests themselves as queries; default: the run's, or the config's",
     )
-    parser.add_argument("--base-url", metavar="URL", help=f"of the endpoint of {ENDPOINT_PREFIX}MODEL")
-    parser.add_argument("--api-key-file", metavar="FILE", help="its key (mode 0600); default: $OPENAI_API_KEY")
+    add_endpoint_arguments(parser)
     parser.add_argument(
         "--prompt",
         choices=["task", "original"],
@@ -94,12 +91,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     plan = plan_of(arguments, console)
     folder = EvaluationFolder(arguments.out or Path(DEFAULT_FOLDER) / _default_name(plan))
     with folder.alone():
-        description = {
-            "model": plan.name,
-            "task": plan.config.task.name,
-            "sampling": msgspec.to_builtins(plan.sampling),
-        }
-        if folder.claim(plan.fingerprint(), description):
+        if folder.claim(plan.fingerprint(), plan.description()):
             console.print(f"Going on with the evaluation in {folder.path}", highlight=False, soft_wrap=True)
         logging.getLogger().handlers = [logging.FileHandler(folder.log)]
         records = _work(plan, folder, console)
@@ -160,13 +152,13 @@ def _config_of(arguments: argparse.Namespace) -> tuple[Path | None, Config]:
     if len(targets) > 1:
         raise LaunchError(f"name one config or run, not {' and '.join(targets)}")
     target = Path(targets[0]) if targets else None
-    path = RunFolder(target).config if target is not None and is_run(target) else target
+    path = config_path(target)
     own = load_config(path) if path is not None else None
-    overrides = [*_of_run(own), *(word for word in arguments.overrides if "=" in word)]
+    overrides = [word for word in arguments.overrides if "=" in word]
     overrides += [f"{key}={json.dumps(value)}" for flag, key in _KEYS.items() if (value := getattr(arguments, flag))]
     if arguments.replay is not None:
         overrides += ["search.cache.mode=replay", f"search.cache.folder={json.dumps(str(arguments.replay.resolve()))}"]
-    config = load_config(path, overrides)
+    config = settled_config(target, overrides)
     split = config.data.heldout_split
     updates: dict[str, object] = {"train_split": split}  # nothing is trained: no other split need be there
     if own is not None and own.data.heldout_split != split:
@@ -174,31 +166,10 @@ def _config_of(arguments: argparse.Namespace) -> tuple[Path | None, Config]:
     return target, config.model_copy(update={"data": config.data.model_copy(update=updates)})
 
 
-def _of_run(config: Config | None) -> list[str]:
-    """Overrides that take out of a run's resolved config what ended with the run: its own server, its recording."""
-    if config is None:
-        return []
-    gone = ["search.url=null", "search.port=0"] if without_own_server(config) != config else []
-    return [*gone, *(["search.cache.mode=memory"] if config.search.cache.mode == "record" else [])]
-
-
 def _model_of(arguments: argparse.Namespace, target: Path | None, config: Config) -> ModelSource | None:
-    from deploy.assets import prepare_model
-
     if arguments.model == RAW:
         return None
-    if arguments.model:
-        return resolve_model(arguments.model, arguments.base_url, arguments.api_key_file)
-    if target is not None and is_run(target):
-        return resolve_model(str(target))
-    if target is None:
-        raise LaunchError(
-            f"name what to evaluate: --model RUN, FOLDER, HUB/ID or {ENDPOINT_PREFIX}MODEL, or {RAW} for the requests "
-            "as they are; or a config or run"
-        )
-    if config.model.path is not None:
-        return resolve_model(config.model.path)
-    return ModelSource(f"{config.run.name} before training", prepare_model(config, Path(config.data.corpus)))
+    return model_of(arguments, target, config, f", or {RAW} for the requests as they are")
 
 
 def _sampling(arguments: argparse.Namespace, config: Config) -> Sampling:

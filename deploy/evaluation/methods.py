@@ -28,7 +28,7 @@ _CALLS: Final = ("cache_misses", "retries", "sql_answered", "sql_refused", "sql_
 
 
 class RankingKeeper(Answerer):
-    """Stands before an answerer and remembers what each query of a row returned."""
+    """Stands before an answerer and remembers what each query of a row returned. One method at a time."""
 
     def __init__(self, answerer: Answerer) -> None:
         self._answerer = answerer
@@ -61,7 +61,7 @@ class Judge:
         self._scorer = scorer
         self._turns = asyncio.Semaphore(at_once)
         self._counted = counted
-        self._calls_taken = 0
+        self._calls_taken = self._calls()
 
     async def texts(self, row: Row, texts: Sequence[str]) -> list[Score]:
         """Scores of the samples of one request. Raises FatalScoringError."""
@@ -74,13 +74,16 @@ class Judge:
             return await self._scorer.score_answer(ParsedAnswer("", query), row)
 
     def take_calls(self) -> int:
-        """Queries tried since the last time this was asked."""
+        """Queries tried since the last time this was asked, or since this judge was made."""
         if not self._counted:
             return 0
-        counters = self._scorer.answerer.counters()
-        total = int(sum(counters.get(name, 0.0) for name in _CALLS))
+        total = self._calls()
         calls, self._calls_taken = total - self._calls_taken, total
         return calls
+
+    def _calls(self) -> int:
+        counters = self._scorer.answerer.counters()
+        return int(sum(counters.get(name, 0.0) for name in _CALLS))
 
 
 class Method(ABC):

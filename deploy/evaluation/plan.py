@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -19,10 +19,15 @@ from common.tasks import Message, Row, Task
 from common.tasks.from_config import task_of
 from deploy.errors import LaunchError
 from deploy.models import ModelSource
+from deploy.search_cache import REMOTE, without_user
 
 PromptSource = Literal["task", "original"]
 
+PREFILL: Final = "prefill"  # the task's option that begins the answer for the model
+
 _CUTS: Final = (10, 100, 1000)
+# Settings of an engine that change no result.
+_SPEED_ONLY: Final = {"processes", "threads", "batch", "gpu"}
 # Measured, but not better where they are higher.
 _NO_QUALITY: Final = frozenset({"rank", "rows", "timeout"})
 
@@ -112,6 +117,38 @@ class Plan:
         }
         return {part: _digest(value) for part, value in parts.items()}
 
+    def description(self) -> dict[str, Any]:
+        """What evaluation.json says of it beside the fingerprint, for people and for comparisons."""
+        return {
+            "comparable": self.comparable(),
+            "model": self.name,
+            "task": self.config.task.name,
+            "dataset": Path(self.config.data.corpus).name,
+            "split": self.config.data.heldout_split,
+            "engine": self.config.search.engine,
+            "metric": self.task.metric,
+            "sampling": msgspec.to_builtins(self.sampling),
+        }
+
+    def comparable(self) -> dict[str, str]:
+        """Whatever changes what a query is worth, part by part. How it was come by is no part: models may be asked by
+        different prompts, and the same engine may be reached at different addresses, or from a recording."""
+        search, task = self.config.search, self.config.task
+        corpus = Path(self.config.data.corpus) / CORPUS_FILE
+        remote = [without_user(search.url or ""), search.sort] if search.engine in REMOTE else []
+        settings = {"bm25": search.bm25, "dense": search.dense}.get(search.engine)
+        options = {name: value for name, value in task.options.items() if name != PREFILL}
+        parts = {
+            "task": [task.name, self.task.top_k, options],
+            "data": self.data,
+            "engine": [
+                *(search.engine, search.cache.source or remote, corpus.stat().st_size if corpus.is_file() else 0),
+                settings and settings.model_dump(exclude=_SPEED_ONLY),
+                search.sql.deadline_s,
+            ],
+        }
+        return {part: _digest(value) for part, value in parts.items()}
+
 
 def with_standard_metrics(config: Config) -> Config:
     """The config with the metrics every evaluation of rankings reports, within what the task asks the engine for."""
@@ -132,7 +169,7 @@ def quality_metrics(task: Task, more: Sequence[str]) -> list[str]:
 
 def for_published_prompts(config: Config) -> Config:
     """The config whose task reads answers as the original does; the published prompt begins them, not the task's."""
-    options = {name: value for name, value in config.task.options.items() if name != "prefill"}
+    options = {name: value for name, value in config.task.options.items() if name != PREFILL}
     task = config.task.model_copy(update={"strict": False, "options": options})
     return config.model_copy(update={"task": task})
 

@@ -98,6 +98,27 @@ def read_records(path: Path) -> list[QueryRecord]:
         raise LaunchError(f"{path}: {error}: remove the broken line, or name another --out") from None
 
 
+class Identity(msgspec.Struct, frozen=True):
+    """What an evaluation is of, as in evaluation.json.
+
+    Attributes:
+        fingerprint: part -> digest; all are equal where an evaluation goes on.
+        comparable: part -> digest; all are equal where the figures of two evaluations are of the same thing.
+        sampling: samples, temperature and so on.
+        metric: the task's own.
+    """
+
+    fingerprint: dict[str, str]
+    comparable: dict[str, str] = {}
+    model: str = ""
+    task: str = ""
+    dataset: str = ""
+    split: str = ""
+    engine: str = ""
+    metric: str = ""
+    sampling: dict[str, Any] = {}
+
+
 class EvaluationFolder:
     """Where the files of one evaluation lie."""
 
@@ -113,23 +134,32 @@ class EvaluationFolder:
         return self.path / ("queries.jsonl" if baseline is None else f"baselines/{baseline}.jsonl")
 
     def claim(self, fingerprint: Mapping[str, str], description: Mapping[str, Any]) -> bool:
-        """Begin an evaluation here, or go on with one: True.
+        """Begin an evaluation here, or go on with one: True. description: the other fields of `Identity`.
 
         Raises:
             LaunchError: an evaluation of something else lies here; says what differs.
         """
-        if self._identity.is_file():
-            known = msgspec.json.decode(self._identity.read_bytes(), type=dict[str, Any])["fingerprint"]
-            differing = [part for part in fingerprint if known.get(part) != fingerprint[part]]
-            if differing:
-                raise LaunchError(
-                    f"{self.path} holds an evaluation with another {' and '.join(differing)}: name another folder "
-                    "with --out, or remove that one"
-                )
-            return True
+        known = self.identity().fingerprint if self._identity.is_file() else None
+        differing = [part for part in fingerprint if known is not None and known.get(part) != fingerprint[part]]
+        if differing:
+            raise LaunchError(
+                f"{self.path} holds an evaluation with another {' and '.join(differing)}: name another folder "
+                "with --out, or remove that one"
+            )
         content = {"fingerprint": dict(fingerprint), **description}
         replace_file(self._identity, msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
-        return False
+        return known is not None
+
+    def identity(self) -> Identity:
+        """What lies here. Raises LaunchError where there is no evaluation."""
+        try:
+            return msgspec.json.decode(self._identity.read_bytes(), type=Identity)
+        except FileNotFoundError:
+            raise LaunchError(
+                f"{self.path} holds no evaluation: name a folder that `deepretrieval eval` wrote"
+            ) from None
+        except (OSError, msgspec.DecodeError) as error:
+            raise LaunchError(f"{self._identity} cannot be read: {error}") from None
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

@@ -24,25 +24,29 @@ from deploy.search_cache import cache_settled
 from deploy.search_engine import check_engine, query_form
 from deploy.search_process import own_search_server
 from rewarders.answerers.base import Answerer
+from rewarders.answerers.search import SearchAnswerer
 from rewarders.baselines import baseline_queries, known_frequencies, pico_query
+from rewarders.engines.retrieval_wire import RM3_SORT
 from rewarders.scoring import Scorer
 
 logger = logging.getLogger(__name__)
 
 RAW = "original"  # the baseline that is the request itself
+RM3 = "rm3"  # the request itself, searched a second time with what the first ranking adds to it
 
 
 @dataclass(frozen=True)
 class Work:
     """The requests of one method, and those of them that are to be done.
 
-    baseline: its name; None: the model.
+    baseline: its name; None: the model. sort: the engine's name of an order; None: that of the config.
     """
 
     baseline: str | None
     file: RecordFile
     rows: Sequence[tuple[int, Row]]
     queries: Mapping[str, str]
+    sort: str | None = None
 
     @property
     def todo(self) -> list[tuple[int, Row]]:
@@ -65,7 +69,7 @@ async def evaluate(plan: Plan, folder: EvaluationFolder, console: Console) -> di
                 cut = f"{folder.records_of(name)}: an unfinished line was cut off"
                 console.print(cut, style="yellow", highlight=False, soft_wrap=True)
             rows = [(number, row) for number, row in enumerate(plan.rows) if name is None or row.id in queries]
-            works.append(Work(name, file, rows, queries))
+            works.append(Work(name, file, rows, queries, RM3_SORT if name == RM3 else None))
         left = [work for work in works if work.todo]
         if left:
             await _do(plan, folder, left, console)
@@ -86,24 +90,38 @@ def _queries(plan: Plan) -> dict[str | None, dict[str, str]]:
         for name, query in (queries if pico is None else {**queries, "pico_or": pico}).items():
             if name != RAW or plan.model is not None:
                 methods.setdefault(name, {})[row.id] = query
+    if plan.config.search.engine == "bm25":
+        methods[RM3] = texts
     return methods
 
 
 async def _do(plan: Plan, folder: EvaluationFolder, works: Sequence[Work], console: Console) -> None:
     async with _answerer(plan, folder) as answerer, AsyncExitStack() as stack:
-        rankings = RankingKeeper(answerer) if plan.rankings else None
-        config = plan.config
-        scorer = Scorer(plan.task, rankings or answerer)
-        judge = Judge(scorer, config.rewarder.concurrent_groups, config.search.cache.mode != "replay")
         for work in works:
+            sorted_answerer = _in_order(answerer, work.sort)
+            rankings = RankingKeeper(sorted_answerer) if plan.rankings else None
+            judge = _judge(plan, rankings or sorted_answerer)
             method: Method = FixedQueries(work.queries, judge, rankings)
             if work.baseline is None and plan.model is not None:
-                generator = generator_of(plan.model, config)
+                generator = generator_of(plan.model, plan.config)
                 console.print(f"Texts of [bold]{plan.name}[/] by {generator.name}", highlight=False)
                 await stack.enter_async_context(generator)
                 method = ModelAnswers(plan, generator, judge, rankings)
             with EvaluationProgress(work.baseline or plan.name, len(work.rows), len(work.todo), console) as progress:
                 await record_all(work, method, judge, progress)
+
+
+def _in_order(answerer: Answerer, sort: str | None) -> Answerer:
+    if sort is None:
+        return answerer
+    assert isinstance(answerer, SearchAnswerer)  # nothing else has an order
+    return answerer.sorted_by(sort)
+
+
+def _judge(plan: Plan, answerer: Answerer) -> Judge:
+    config = plan.config
+    counted = config.search.cache.mode != "replay"
+    return Judge(Scorer(plan.task, answerer), config.rewarder.concurrent_groups, counted)
 
 
 @asynccontextmanager

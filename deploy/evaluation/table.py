@@ -55,21 +55,22 @@ def _methods(results: Results) -> list[str]:
     lengths = [name for name in _LENGTHS if any(_mean(method, name) > 0 for method in shown.values())]
     best = [f"best@{results.samples} {results.metric}"] if results.samples > 1 else []
     heads = ["method", *results.quality, *best, "format", *(_LENGTHS[name] for name in lengths), "queries", "calls"]
-    lines = [_row(heads), _row(["---", *["---:"] * (len(heads) - 1)])]
+    lines = [table_row(heads), table_row(["---", *["---:"] * (len(heads) - 1)])]
     for name, method in shown.items():
-        cells = [_cell(method.metrics.get(metric)) for metric in results.quality]
-        cells += [_cell(method.best.get(results.metric)) for _ in best]
+        cells = [figure_cell(method.metrics.get(metric)) for metric in results.quality]
+        cells += [figure_cell(method.best.get(results.metric)) for _ in best]
         cells += [_plain(method.metrics.get("format"), 3), *(_plain(method.metrics.get(each), 1) for each in lengths)]
         label = f"**{name}**" if name == results.model else baseline_label(name)
-        lines.append(_row([label, *cells, str(method.queries), str(method.calls)]))
+        lines.append(table_row([label, *cells, str(method.queries), str(method.calls)]))
     return lines
 
 
 def _differences(results: Results) -> list[str]:
-    lines = [_row(["baseline", *results.quality]), _row(["---", *["---:"] * len(results.quality)])]
+    lines = [table_row(["baseline", *results.quality]), table_row(["---", *["---:"] * len(results.quality)])]
     for name in shown_methods(results):
         if found := results.differences.get(name):
-            lines.append(_row([baseline_label(name), *(_signed(found.get(metric)) for metric in results.quality)]))
+            cells = [signed_cell(found.get(metric)) for metric in results.quality]
+            lines.append(table_row([baseline_label(name), *cells]))
     return lines
 
 
@@ -89,11 +90,13 @@ def _mean(method: MethodResults, metric: str) -> float:
     return -1.0 if found is None else found.mean
 
 
-def _cell(figure: Figure | None) -> str:
+def figure_cell(figure: Figure | None) -> str:
+    """A mean and its interval."""
     return "–" if figure is None else f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
-def _signed(figure: Figure | None) -> str:
+def signed_cell(figure: Figure | None) -> str:
+    """A difference and its interval, with a star where that leaves out 0."""
     if figure is None:
         return "–"
     star = "*" if figure.low > 0 or figure.high < 0 else ""
@@ -104,5 +107,6 @@ def _plain(figure: Figure | None, digits: int) -> str:
     return "–" if figure is None else f"{figure.mean:.{digits}f}"
 
 
-def _row(cells: Sequence[str]) -> str:
+def table_row(cells: Iterable[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"

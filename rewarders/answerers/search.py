@@ -5,6 +5,8 @@ No quota is spent on a query already answered, or asked by another sample at thi
 
 from __future__ import annotations
 
+import copy
+
 import msgspec
 
 from common.tasks import Hits, ParsedAnswer, Row, Task
@@ -47,21 +49,29 @@ class SearchAnswerer(Answerer):
         await self.cache.close()
         await self.engine.close()
 
+    def sorted_by(self, sort: str) -> SearchAnswerer:
+        """The same engine, cache and retries, in another order; it works from this one's start to its close."""
+        other = copy.copy(self)
+        other.sort = sort
+        return other
+
     async def outcome(self, answer: ParsedAnswer, row: Row) -> Hits:
         result = await self.search(answer.query, row)
         return Hits(result.ids, result.count, result.texts, result.titles)
 
-    async def search(self, query: str, row: Row) -> SearchResult:
-        """Search as an answer to `row` is. Raises BadQuery, or EngineUnavailable after the retries; ScoringError for
-        a row that cannot be searched for.
+    async def search(
+        self, query: str, row: Row, retmax: int | None = None, with_texts: bool | None = None
+    ) -> SearchResult:
+        """Search as an answer to `row` is. retmax, with_texts: what is wanted, None: what the task needs. Raises
+        BadQuery, or EngineUnavailable after the retries; ScoringError for a row that cannot be searched for.
         """
         try:
             request = SearchRequest(
                 term=query,
-                retmax=self.task.top_k,
+                retmax=retmax or self.task.top_k,
                 sort=self.sort,
                 max_date=row.max_date if self.task.dated else None,
-                with_texts=self.task.needs_texts,
+                with_texts=self.task.needs_texts if with_texts is None else with_texts,
             )
         except ValueError as error:
             raise ScoringError(f"row {row.id!r} cannot be searched for: {error}") from None

@@ -53,16 +53,24 @@ class SqlAnswerer(Answerer):
 
     async def outcome(self, answer: ParsedAnswer, row: Row) -> Execution:
         gold = await self.gold(row)
-        sql = self.task.executable(answer.query)
         try:
-            table = await self._pool.run(database_path(self.folder, row.database), sql)
+            table = await self.run(answer.query, row.database)
         except SqlRefused as error:
             return Execution("refused", detail=error.reason)
         except SqlTimeout as error:
             return Execution("timeout", detail=error.reason)
+        return Execution("ok", table=table, gold=gold)
+
+    async def run(self, sql: str, database: str) -> Table:
+        """The result of a query on the database of this name.
+
+        Raises:
+            SqlRefused, SqlTimeout: the query is at fault. EngineUnavailable: it could not be run.
+        """
+        try:
+            return await self._pool.run(database_path(self.folder, database), self.task.executable(sql))
         except SqlUnavailable as error:
             raise EngineUnavailable(error.reason) from None
-        return Execution("ok", table=table, gold=gold)
 
     async def gold(self, row: Row) -> Table:
         """The result of the row's reference query, run once and remembered.

@@ -21,6 +21,7 @@ from rewarders.engines.retrieval_wire import (
     MAX_K,
     MAX_SEARCHES,
     MAX_TERM_CHARACTERS,
+    RM3_SORT,
     SEARCH_PATH,
     VERSION_PATH,
     Answer,
@@ -245,7 +246,7 @@ def _search_of(request: SearchRequest) -> Search:
         request.term.encode()
     except UnicodeEncodeError:
         raise BadQuery("the query is not valid Unicode text") from None
-    return Search(request.term, min(request.retmax, MAX_K), request.with_texts)
+    return Search(request.term, min(request.retmax, MAX_K), request.with_texts, request.sort == RM3_SORT)
 
 
 def _result_of(found: Found, request: SearchRequest) -> SearchResult:

@@ -10,6 +10,9 @@ SEARCH_PATH: Final = "/search"
 VERSION_PATH: Final = "/version"
 CONTENT_TYPE: Final = "application/msgpack"
 MAX_SEARCHES: Final = 256
+# The order of a search (`SearchRequest.sort`) in which BM25 ranks by what RM3 makes of the query; any other is by its
+# own relevance.
+RM3_SORT: Final = "rm3"
 MAX_TERM_CHARACTERS: Final = 32_768
 MAX_K: Final = 100_000
 # Of one request; every term in full length would fit.
@@ -17,11 +20,12 @@ MAX_BODY_BYTES: Final = 4 * MAX_SEARCHES * MAX_TERM_CHARACTERS + 65_536
 
 
 class Search(msgspec.Struct, frozen=True, array_like=True):
-    """One search. k: most ids wanted. texts: the documents themselves are wanted too."""
+    """One search. k: most ids wanted. texts: the documents themselves are wanted too. rm3: in the order RM3_SORT."""
 
     term: Annotated[str, msgspec.Meta(max_length=MAX_TERM_CHARACTERS)]
     k: Annotated[int, msgspec.Meta(ge=1, le=MAX_K)]
     texts: bool = False
+    rm3: bool = False
 
 
 class Searches(msgspec.Struct, frozen=True):

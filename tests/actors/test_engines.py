@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
+import regex
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
@@ -26,6 +27,7 @@ from actors.engine import (
     create_engine,
     vllm_problem,
 )
+from common.tasks import ParsedAnswer, load_task
 from tests.tiny_model import TURN_END, build_tiny_model
 
 TOLERANCE = 1e-3  # nats
@@ -271,6 +273,43 @@ async def test_the_stop_string_ends_a_response_wherever_tokens_split_it(engine: 
     assert stopped.token_ids.tolist() == free.token_ids[: at + 2].tolist()
     np.testing.assert_allclose(stopped.logprobs, free.logprobs[: at + 2], atol=TOLERANCE)
     check_shape(stopped, version=1)
+
+
+async def test_a_pattern_holds_every_response(engine: Engine, world: World) -> None:
+    task = load_task("publication_search")
+    pattern, stop = regex.compile(task.answer_pattern), "</answer>"
+    prompt = world.prompt("Does aspirin help?")
+    free, *held = await asyncio.gather(
+        engine.generate(request(prompt, n=4, max_tokens=60, stop=stop)),
+        *(
+            engine.generate(request(prompt, n=8, seed=seed, max_tokens=150, stop=stop, pattern=task.answer_pattern))
+            for seed in (1, None)
+        ),
+    )
+    assert not any(pattern.match(completion.text) for completion in free), "random weights write no answers"
+    for completion in (completion for group in held for completion in group):
+        check_shape(completion, version=1)
+        assert np.isfinite(completion.logprobs).all()
+        if completion.finish_reason == "stop":
+            assert isinstance(task.parse(completion.text), ParsedAnswer)
+        else:
+            whole = completion.text.rstrip("\N{REPLACEMENT CHARACTER}")  # half a character at the cut
+            assert pattern.fullmatch(whole, partial=True), completion.text
+
+
+async def test_a_pattern_restricts_the_distribution(engine: Engine, world: World) -> None:
+    prompt = world.prompt("Yes or no?")
+    samples = await engine.generate(request(prompt, n=64, pattern="[XY]"))
+    mass = {completion.text: float(np.exp(completion.logprobs[0])) for completion in samples}
+    assert set(mass) == {"X", "Y"}
+    assert sum(mass.values()) == pytest.approx(1.0, abs=1e-4)
+
+
+async def test_a_pattern_that_is_none_is_refused_and_others_go_on(engine: Engine, world: World) -> None:
+    prompt = world.prompt("Yes or no?")
+    with pytest.raises(ValueError, match=r"\("):
+        await engine.generate(request(prompt, pattern="(a"))
+    assert len(await engine.generate(request(prompt))) == 1
 
 
 async def test_the_end_of_sequence_token_is_kept_but_not_shown(engine: Engine, world: World) -> None:

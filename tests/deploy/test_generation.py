@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from actors.engine import EngineOptions, GenerationRequest, create_engine
-from actors.loop import STOP, chat_encoder
+from actors.loop import STOP
+from actors.prompts import chat_encoder
 from common.config import load_config
 from common.messages import ChatMessage
 from deploy.errors import LaunchError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.loop import chat_encoder
+from actors.prompts import chat_encoder
 from common import messages as m
 from common.data.beir import DataError
 from common.tasks import Row

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("trl", reason="the extra `sft` is not installed")
 
-from actors.loop import chat_encoder
+from actors.prompts import chat_encoder
 from common.data.demonstrations import Demonstration, read_demonstrations
 from common.data.worlds.sql import build_world
 from common.messages import ChatMessage

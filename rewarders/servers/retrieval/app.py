@@ -84,7 +84,7 @@ class RetrievalApp:
         return await self._answers(asked.searches)
 
     async def _answers(self, searches: list[Search]) -> web.Response:
-        outcomes = await self._batcher.search([Query(search.term, search.k) for search in searches])
+        outcomes = await self._batcher.search([Query(search.term, search.k, search.rm3) for search in searches])
         pairs = list(zip(searches, outcomes, strict=True))
         if any(search.texts for search in searches):  # reading texts takes too long for the event loop
             encoded = await asyncio.to_thread(self._encode, pairs)

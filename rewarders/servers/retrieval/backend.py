@@ -10,10 +10,11 @@ import msgspec
 
 
 class Query(msgspec.Struct, frozen=True):
-    """One search. k: most ids wanted, at least 1."""
+    """One search. k: most ids wanted, at least 1. rm3: by RM3 (`rm3.expanded_query`), the term being a bag of words."""
 
     term: str
     k: int
+    rm3: bool = False
 
 
 class Ranking(msgspec.Struct, frozen=True):

@@ -300,6 +300,8 @@ class _Process:
 
 
 def _refusal(query: Query) -> Refusal | None:
+    if query.rm3:
+        return Refusal("RM3 is for BM25: a dense index has no terms to weigh")
     if not query.term.strip():
         return Refusal("the query is empty")
     try:

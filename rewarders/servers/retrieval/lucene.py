@@ -85,6 +85,7 @@ class LuceneBackend(Backend):
         self._open: Open | None = None
         self._size = 0
         self._digest = ""
+        self._store = ""
 
     @property
     def size(self) -> int:
@@ -106,7 +107,8 @@ class LuceneBackend(Backend):
             folder = await self._ensure_index()
             used = self.settings
             boolean = used.syntax == "boolean"
-            self._open = Open(str(folder), used.k1, used.b, boolean, used.threads, used.exact_up_to)
+            bm25 = (used.k1, used.b, boolean)
+            self._open = Open(str(folder), self._store, self._digest, *bm25, used.threads, used.exact_up_to)
             outcomes = await asyncio.gather(*map(self._fill, range(used.processes)), return_exceptions=True)
             for outcome in outcomes:
                 if isinstance(outcome, BaseException):
@@ -185,10 +187,11 @@ class LuceneBackend(Backend):
         store = await asyncio.to_thread(DocumentStore.of_corpus, self._corpus, self._cache_folder, self._progress)
         store.close()
         self._digest = store.digest
+        self._store = os.fspath(store.path.resolve())
         folder = self._cache_folder / f"{store.digest[:32]}-{ANALYZER_VERSION}-v{INDEX_FORMAT}"
         if not folder.is_dir():
             with unfinished_folder(folder) as unfinished:
-                order = Build(os.fspath(store.path.resolve()), store.digest, os.fspath(unfinished.resolve()))
+                order = Build(self._store, store.digest, os.fspath(unfinished.resolve()))
                 await LuceneProcess.build(order, self._progress)
         return folder.resolve()
 

@@ -21,6 +21,11 @@ FIELD: Final = "contents"
 _BUFFER_MIB: Final = 256.0
 
 
+def contents_of(title: str, text: str) -> str:
+    """What is indexed of a document."""
+    return f"{title}\n{text}"
+
+
 def analyzer() -> Any:
     """The analyzer of documents and queries."""
     return java_class("io.anserini.analysis.DefaultEnglishAnalyzer").newStemmingInstance("porter")
@@ -43,7 +48,7 @@ def build_index(documents: DocumentStore, folder: Path, progress: Callable[[int,
         for number, each in enumerate(documents.in_order()):
             if number % 1000 == 0:
                 progress(number, total)
-            contents.setStringValue(f"{each.title}\n{each.text}")
+            contents.setStringValue(contents_of(each.title, each.text))
             writer.addDocument(document)
             yield each.id
 

@@ -50,7 +50,13 @@ def start_jvm() -> None:
 
 
 def java_class(name: str) -> Any:
-    """A Java class by its full name; `start_jvm` comes first."""
+    """A Java class by its full name; `start_jvm` comes first.
+
+    Threads may share it and its objects with one precaution: pyjnius keeps the object of a method in the method, which
+    all objects of the class share, until another thread looks the method up (kivy/pyjnius#563). So in `found.add(x)`,
+    where every thread has a `found` of its own, both are variables: were x a call, another thread's list could get the
+    value; were `found` one, nothing would keep the object alive during the call.
+    """
     from jnius import autoclass
 
     return autoclass(name)

@@ -39,12 +39,12 @@ class QueryBuilder:
         Raises:
             BooleanSyntaxError: the text is no Boolean query. A Java exception: it has too many clauses.
         """
-        return self._node(parse(text)) if self._boolean else self._words(text)
+        return self._node(parse(text)) if self._boolean else self.words(text)
 
     def _node(self, node: Node) -> Any:
         match node:
             case Words(text):
-                return self._words(text)
+                return self.words(text)
             case Phrase(text):
                 return self._phrases.createPhraseQuery(FIELD, text)
             case Prefix(text):
@@ -56,9 +56,11 @@ class QueryBuilder:
             case Not():
                 return self._and((node,))
 
-    def _words(self, text: str) -> Any:
+    def words(self, text: str) -> Any:
+        """As `build`, of a bag of words."""
         query = as_java(_BOOLEAN_QUERY, self._bags.buildQuery(FIELD, self._analyzer, text))
-        return query if query.clauses().size() else None
+        clauses = query.clauses()  # in a variable: see `java_class`
+        return query if clauses.size() else None
 
     def _or(self, parts: tuple[Node, ...]) -> Any:
         queries = [query for part in parts if (query := self._node(part)) is not None]

@@ -20,9 +20,12 @@ class Build(msgspec.Struct, frozen=True, tag="build"):
 class Open(msgspec.Struct, frozen=True, tag="open"):
     """Search the index in a folder from now on. boolean: queries are in the language of `boolean_query`. exact_up_to:
     documents up to which all matches are counted; above, counting stops where it would cost more than searching.
+    documents, digest: the store it was made from.
     """
 
     folder: str
+    documents: str
+    digest: str
     k1: float
     b: float
     boolean: bool

@@ -24,6 +24,7 @@ from rewarders.servers.retrieval.id_table import IdTable
 from rewarders.servers.retrieval.lucene_index import build_index, open_searcher
 from rewarders.servers.retrieval.lucene_jvm import JavaMissing, java_class, start_jvm
 from rewarders.servers.retrieval.lucene_queries import QueryBuilder
+from rewarders.servers.retrieval.lucene_rm3 import Rm3QueryBuilder
 from rewarders.servers.retrieval.lucene_wire import (
     Answer,
     Answers,
@@ -39,6 +40,7 @@ from rewarders.servers.retrieval.lucene_wire import (
     Refused,
     ToWorker,
 )
+from rewarders.servers.retrieval.rm3 import FEEDBACK_DOCUMENTS
 
 _INPUT: Final = 0
 _MOST: Final = 2**31 - 1
@@ -70,6 +72,7 @@ class _Index:
         self._ids = IdTable(folder)
         self._searcher = open_searcher(folder, setup.k1, setup.b)
         self._queries = QueryBuilder(setup.boolean)
+        self._rm3 = Rm3QueryBuilder(self._searcher, Path(setup.documents), setup.digest)
         self._collectors = java_class("org.apache.lucene.search.TopScoreDocCollector")
         self._mapper = java_class("com.fasterxml.jackson.databind.ObjectMapper")()
         self._list = java_class("java.util.ArrayList")
@@ -102,18 +105,16 @@ class _Index:
             else:
                 found.add(top)
                 answers.append(None)
-        rankings = map(self._ranked, self._decoder.decode(self._mapper.writeValueAsString(found)))
+        rankings = iter(self._rankings(found))
         return [next(rankings) if answer is None else answer for answer in answers]
 
     def _search(self, query: Query) -> Any:
         """Lucene's TopDocs, or an answer where there are none."""
         try:
-            lucene_query = self._queries.build(query.term)
+            lucene_query = self._rm3_query(query.term) if query.rm3 else self._queries.build(query.term)
             if lucene_query is None:
                 return Ranked((), (), 0)
-            k = min(query.k, len(self._ids))
-            counted = _MOST if self._exact else max(k, 1000)
-            return self._searcher.search(lucene_query, self._collectors.createSharedManager(k, None, counted))
+            return self._top(lucene_query, query.k)
         except BooleanSyntaxError as error:
             return Refused(str(error))
         except Exception as error:  # pyjnius throws what Java threw as one class
@@ -121,6 +122,25 @@ class _Index:
             if any(name in words for name in _TOO_MUCH):
                 return Refused("the query has too many different words or is too deep")
             return Failed(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+
+    def _rm3_query(self, text: str) -> Any:
+        """The query of the second search, or None where the analyzer leaves nothing of the text."""
+        first = self._queries.words(text)
+        if first is None:
+            return None
+        found, top = self._list(), self._top(first, FEEDBACK_DOCUMENTS)
+        found.add(top)
+        return self._rm3.build(text, self._rankings(found)[0])
+
+    def _top(self, lucene_query: Any, k: int) -> Any:
+        """Lucene's TopDocs."""
+        k = min(k, len(self._ids))
+        counted = _MOST if self._exact else max(k, 1000)
+        return self._searcher.search(lucene_query, self._collectors.createSharedManager(k, None, counted))
+
+    def _rankings(self, found: Any) -> list[Ranked]:
+        """What a Java list of TopDocs holds."""
+        return [self._ranked(top) for top in self._decoder.decode(self._mapper.writeValueAsString(found))]
 
     def _ranked(self, top: _TopDocs) -> Ranked:
         # Java writes the shortest digits that tell a float from its neighbours.

@@ -64,6 +64,7 @@ def test_plain_requests_beside_the_baselines(corpus: Path, tmp_path: Path, capsy
     assert found["metric"] == found["quality"][0] == "recall"
     assert {"and_all", "or_all", "pico_or", "rarest_1"} < set(found["methods"])
     assert "original" not in found["methods"], "that is what is evaluated"
+    assert "rm3" not in found["methods"], "feedback is of BM25"
     assert {method["queries"] for method in found["methods"].values()} == {9}
     recall = {name: method["metrics"]["recall"]["mean"] for name, method in found["methods"].items()}
     assert recall["pico_or"] == recall["or_all"] == 1.0

@@ -88,6 +88,31 @@ def test_what_makes_it_another_evaluation(corpus: Path, words: tuple[str, ...], 
     assert {part for part in one if one[part] != other[part]} == parts
 
 
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--samples", "2", "--prompt", "original", "--base-url", "http://127.0.0.1:8000/v1"), set()),
+        (("task.prompt=short", "task.reasoning=false", "task.reward.scale=2", "task.metrics=[recall@10]"), set()),
+        (("search.cache.mode=replay", "search.cache.folder=kept"), set()),
+        (("search.retmax=7",), {"task"}),
+        (("search.sort=relevance",), {"engine"}),
+        (("search.url=http://127.0.0.1:9",), {"engine"}),
+    ],
+)
+def test_what_may_not_share_a_column(corpus: Path, words: tuple[str, ...], parts: set[str]) -> None:
+    one, other = plan(corpus).comparable(), plan(corpus, *words).comparable()
+    assert {part for part in one if one[part] != other[part]} == parts
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [(("search.bm25.threads=3", "search.url=http://127.0.0.1:9"), True), (("search.bm25.b=0.7",), False)],
+)
+def test_a_local_index_is_the_same_wherever_it_is_served(corpus: Path, words: tuple[str, ...], same: bool) -> None:
+    flags = ("--task", "ranking", "--engine", "bm25")
+    assert (plan(corpus, *flags).comparable() == plan(corpus, *flags, *words).comparable()) is same
+
+
 def test_other_rows_are_other_data(corpus: Path) -> None:
     before = plan(corpus).fingerprint()
     path = corpus / "rows" / "dev.jsonl"

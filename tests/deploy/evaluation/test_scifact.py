@@ -26,8 +26,9 @@ def test_bm25_of_the_plain_claims(tmp_path: Path) -> None:
     flags = ["--model", "none", "--task", "ranking", "--engine", "bm25", "--split", "test", "--corpus", str(corpus)]
     settings = ["search.bm25.k1=0.9", "search.bm25.b=0.4"]
     out = tmp_path / "out"
-    assert main(["eval", *flags, *settings, "--run-file", str(run_file), "--out", str(out)]) == 0
-    figures = json.loads((out / "results.json").read_text())["methods"]["raw request"]["metrics"]
+    assert main(["eval", *flags, *settings, "--baselines", "--run-file", str(run_file), "--out", str(out)]) == 0
+    methods = json.loads((out / "results.json").read_text())["methods"]
+    figures = methods["raw request"]["metrics"]
 
     measures = {"ndcg@10": ir_measures.nDCG @ 10, "recall@100": ir_measures.R @ 100, "mrr": ir_measures.RR}
     judgments = [
@@ -41,3 +42,6 @@ def test_bm25_of_the_plain_claims(tmp_path: Path) -> None:
         assert figures[name]["mean"] == pytest.approx(found[measure], abs=1e-9), name
     assert figures["ndcg@10"]["mean"] == pytest.approx(0.67, abs=0.01)
     assert figures["recall@100"]["mean"] == pytest.approx(0.90, abs=0.03)
+    # As pyserini's set_rm3 ranks (tests/rewarders/retrieval/test_lucene.py).
+    fed_back = methods["rm3"]["metrics"]
+    assert (fed_back["ndcg@10"]["mean"], fed_back["recall@100"]["mean"]) == pytest.approx((0.646, 0.915), abs=0.002)

@@ -68,6 +68,8 @@ async def _answers(backend: DenseBackend) -> list[Ranking | Refusal]:
     assert unknown == Ranking((), (), 0)
     assert isinstance(everything, Ranking)
     assert sorted(everything.ids) == sorted(DOCUMENTS)
+    [feedback] = await backend.search([Query("aspirin", 5, rm3=True)])
+    assert isinstance(feedback, Refusal)
     assert await backend.search([]) == []
     return answers
 

@@ -36,6 +36,22 @@ def texts(seed: int = 0) -> dict[str, tuple[str, str]]:
     return made
 
 
+def topical_texts(seed: int = 0, topics: int = 40) -> dict[str, tuple[str, str]]:
+    """id -> (title, text): rare words that go together by topic, and what RM3 feeds back none of: words that are in
+    most documents, in other alphabets, of one letter or of too many."""
+    chance = random.Random(seed)
+    made = {}
+    for number in range(6 * topics):
+        topic = number % topics
+        rare = [f"t{topic}w{chance.randint(0, 9)}" for _ in range(chance.randint(2, 20))]
+        unusable = chance.choices(["common", "the", "é" * 3, "q", f"x{topic}" + "y" * 20], k=6)
+        words = [*rare, *unusable, f"t{(topic + 1) % topics}w0"]
+        chance.shuffle(words)
+        made[f"n{number:03}"] = ("" if number % 5 == 0 else words[0], " ".join(words[1:]))
+    made["empty"] = ("", "é é")
+    return made
+
+
 def write_corpus(folder: Path, documents: dict[str, tuple[str, str]]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"_id": key, "title": title, "text": text}) for key, (title, text) in documents.items()]
@@ -50,8 +66,8 @@ class SharedBackend:
         self.backend = backend
         self._loop = loop
 
-    def search(self, terms: Sequence[str], k: int = 10) -> list[Ranking | Refusal]:
-        return self.run(self.backend.search([Query(term, k) for term in terms]))
+    def search(self, terms: Sequence[str], k: int = 10, rm3: bool = False) -> list[Ranking | Refusal]:
+        return self.run(self.backend.search([Query(term, k, rm3) for term in terms]))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=300)

@@ -1,0 +1,1 @@
+"""`deepretrieval serve`: a model over HTTP, for programs and for people."""
