@@ -16,9 +16,15 @@ from common.quota import USE_GRANT_WITHIN_S, SlotPool
 from common.transport.quota_slot import QuotaSlot
 from deploy.engines import slots_of
 from deploy.roles import off_peak_hours
+from rewarders.engines.permits import Permit
 
 _PEER = "this process"
 _HOURS_CHECK_S = 30.0
+
+
+def local_permit(config: Config) -> Permit | None:
+    """What is entered around every request of this process; None where there is no quota."""
+    return None if config.search.quota is None else LocalQuota(config).permit
 
 
 class LocalQuota:

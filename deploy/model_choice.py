@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from common.config import Config, load_config
 from common.run_folder import RunFolder
@@ -14,11 +16,25 @@ from deploy.search_process import without_own_server
 
 MODEL_HELP = f"a run (RUN@50: of step 50), a Hugging Face folder, an id of the hub, or {ENDPOINT_PREFIX}MODEL"
 
+# Flags of the commands that rewrite for users.
+REWRITING_KEYS: Final = {"task": "task.name", "engine": "search.engine", "corpus": "data.corpus", "url": "search.url"}
+
 
 def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """What belongs to a model behind an endpoint."""
     parser.add_argument("--base-url", metavar="URL", help=f"of the endpoint of {ENDPOINT_PREFIX}MODEL")
     parser.add_argument("--api-key-file", metavar="FILE", help="its key (mode 0600); default: $OPENAI_API_KEY")
+
+
+def add_key_flags(parser: argparse.ArgumentParser, keys: Mapping[str, str], same_as: str = "the same as {}=…") -> None:
+    """A flag for each of some keys of the config. keys: flag -> dotted key. same_as: the help, with the key as `{}`."""
+    for flag, key in keys.items():
+        parser.add_argument(f"--{flag}", help=same_as.format(key))
+
+
+def flag_overrides(arguments: argparse.Namespace, keys: Mapping[str, str]) -> list[str]:
+    """The overrides that those flags stand for."""
+    return [f"{key}={json.dumps(value)}" for flag, key in keys.items() if (value := getattr(arguments, flag))]
 
 
 def config_path(target: Path | None) -> Path | None:

@@ -97,6 +97,20 @@ def resolve_model(text: str, base_url: str | None = None, api_key_file: str | No
     return ModelSource(text, download_model(text))
 
 
+def read_key(file: str | None, variable: str) -> str:
+    """A key from a file (mode 0600), else from the environment; "" for none.
+
+    Raises:
+        LaunchError: the file holds none, or others may read it.
+    """
+    from rewarders.engines.api_keys import ApiKeyError, key_from_environment, key_from_file
+
+    try:
+        return key_from_file(file) if file else key_from_environment(variable)
+    except ApiKeyError as error:
+        raise LaunchError(error.reason) from None
+
+
 def is_run(path: Path) -> bool:
     """Whether this is the folder of a run."""
     return RunFolder(path).config.is_file()
@@ -108,16 +122,11 @@ def _of_run(run: Path, step: int | None) -> ModelSource:
 
 
 def _endpoint(model: str, base_url: str, api_key_file: str | None) -> ModelSource:
-    from rewarders.engines.api_keys import ApiKeyError, key_from_environment, key_from_file
-
     if not model:
         raise LaunchError(f"{ENDPOINT_PREFIX} names no model: write {ENDPOINT_PREFIX}MODEL")
     if not base_url.startswith(("http://", "https://")):
         raise LaunchError(f"the base URL {base_url} must begin with http:// or https://")
-    try:
-        key = key_from_file(api_key_file) if api_key_file else key_from_environment(KEY_VARIABLE)
-    except ApiKeyError as error:
-        raise LaunchError(error.reason) from None
+    key = read_key(api_key_file, KEY_VARIABLE)
     return ModelSource(model, endpoint=Endpoint(base_url.rstrip("/"), model, key))
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from common.config import Config
+from common.run_folder import RunFolder
 from deploy.engines import has_server
 from deploy.errors import LaunchError
 from deploy.fleet_watch import accepts
 from deploy.processes import LocalRole, RoleSpec
+from deploy.search_cache import cache_settled
 from deploy.search_engine import SERVER, START_WITHIN_S
 from deploy.search_server_command import options_of
 from deploy.sites import LOOPBACK, free_port
@@ -47,6 +49,21 @@ async def own_search_server(config: Config, log: Path) -> AsyncIterator[Config]:
         yield config.model_copy(update={"search": search})
     finally:
         await server.stop(_STOP_GRACE_S)
+
+
+@asynccontextmanager
+async def searchable(config: Config, folder: Path, log: Path) -> AsyncIterator[Config]:
+    """The config as an answerer can be made of it: its own server runs where one is needed, the cache knows its folder.
+
+    Args:
+        folder: where a cache or recording that names none is kept. log: of the server.
+
+    Raises:
+        LaunchError: the server does not start, or the cache cannot tell what is searched.
+    """
+    async with own_search_server(config, log) as served:
+        cache = cache_settled(served, RunFolder(folder.resolve()))
+        yield served.model_copy(update={"search": served.search.model_copy(update={"cache": cache})})
 
 
 def without_own_server(config: Config) -> Config:

@@ -47,7 +47,7 @@ def closed_answer(text: str, *, key: str = "query") -> str | None:
 
     text: a beginning of a text that matches `answer_pattern`, cut anywhere.
     """
-    opening = re.search(rf'{ANSWER_TAGS[0]}{_BREAK}\{{"{re.escape(key)}": "', text)
+    opening = re.search(f"{ANSWER_TAGS[0]}{_BREAK}{re.escape(query_opening(key))}", text)
     if opening is None:
         return None
     query = text[opening.end() :]

@@ -26,7 +26,15 @@ from deploy.evaluation.plan import (
     read_rows,
     with_standard_metrics,
 )
-from deploy.model_choice import MODEL_HELP, add_endpoint_arguments, config_path, model_of, settled_config
+from deploy.model_choice import (
+    MODEL_HELP,
+    add_endpoint_arguments,
+    add_key_flags,
+    config_path,
+    flag_overrides,
+    model_of,
+    settled_config,
+)
 from deploy.models import ModelSource
 
 if TYPE_CHECKING:
@@ -77,8 +85,7 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
         default="task",
         help="original: the prompt that was published with each row, for the released checkpoints",
     )
-    for flag, key in _KEYS.items():
-        parser.add_argument(f"--{flag}", help=f"the same as {key}=…")
+    add_key_flags(parser, _KEYS)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -155,7 +162,7 @@ def _config_of(arguments: argparse.Namespace) -> tuple[Path | None, Config]:
     path = config_path(target)
     own = load_config(path) if path is not None else None
     overrides = [word for word in arguments.overrides if "=" in word]
-    overrides += [f"{key}={json.dumps(value)}" for flag, key in _KEYS.items() if (value := getattr(arguments, flag))]
+    overrides += flag_overrides(arguments, _KEYS)
     if arguments.replay is not None:
         overrides += ["search.cache.mode=replay", f"search.cache.folder={json.dumps(str(arguments.replay.resolve()))}"]
     config = settled_config(target, overrides)

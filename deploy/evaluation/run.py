@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import msgspec
 from rich.console import Console
 
-from common.run_folder import RunFolder
 from common.tasks import Row
 from deploy.engines import answerer_of
 from deploy.evaluation.methods import FixedQueries, Judge, Method, ModelAnswers, RankingKeeper
@@ -19,10 +18,9 @@ from deploy.evaluation.plan import Plan
 from deploy.evaluation.progress import EvaluationProgress
 from deploy.evaluation.records import EvaluationFolder, QueryRecord, RecordFile
 from deploy.generation import generator_of
-from deploy.local_quota import LocalQuota
-from deploy.search_cache import cache_settled
+from deploy.local_quota import local_permit
 from deploy.search_engine import check_engine, query_form
-from deploy.search_process import own_search_server
+from deploy.search_process import searchable
 from rewarders.answerers.base import Answerer
 from rewarders.answerers.search import SearchAnswerer
 from rewarders.baselines import baseline_queries, known_frequencies, pico_query
@@ -127,12 +125,9 @@ def _judge(plan: Plan, answerer: Answerer) -> Judge:
 @asynccontextmanager
 async def _answerer(plan: Plan, folder: EvaluationFolder) -> AsyncIterator[Answerer]:
     """The engine, started and asked once, behind cache, retries and quota."""
-    async with own_search_server(plan.config, folder.path / "search-server.log") as config:
-        cache = cache_settled(config, RunFolder(folder.path.resolve()))
-        config = config.model_copy(update={"search": config.search.model_copy(update={"cache": cache})})
+    async with searchable(plan.config, folder.path, folder.path / "search-server.log") as config:
         await check_engine(config)
-        permit = None if config.search.quota is None else LocalQuota(config).permit
-        async with answerer_of(config, plan.task, permit) as answerer:
+        async with answerer_of(config, plan.task, local_permit(config)) as answerer:
             yield answerer
 
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from common.config import Config
 from deploy.errors import LaunchError
-from deploy.model_choice import MODEL_HELP, add_endpoint_arguments, rewriting_config
+from deploy.model_choice import (
+    MODEL_HELP,
+    REWRITING_KEYS,
+    add_endpoint_arguments,
+    add_key_flags,
+    flag_overrides,
+    rewriting_config,
+)
 from deploy.models import ModelSource, resolve_model
 from deploy.rewriting.results import Found, Rewrite
 
@@ -24,8 +31,6 @@ if TYPE_CHECKING:
     from deploy.rewriting.task_rewriter import Wish
 
 SHOWN_RESULTS: Final = 5
-# Flags that are keys of the config.
-_KEYS: Final = {"task": "task.name", "engine": "search.engine", "corpus": "data.corpus", "url": "search.url"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add_endpoint_arguments(parser)
     parser.add_argument("--config", type=Path, help="task and engine by this file or run; default: the model's run")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="dotted overrides of the config")
-    for flag, key in _KEYS.items():
-        parser.add_argument(f"--{flag}", help=f"the same as --set {key}=…")
+    add_key_flags(parser, REWRITING_KEYS, "the same as --set {}=…")
     parser.add_argument("--database", default="", help="of requests for SQL: its name below the corpus")
     parser.add_argument("--search", action="store_true", help="search for the query, and show the first results")
     parser.add_argument("--top", type=int, default=SHOWN_RESULTS, help=f"so many; default: {SHOWN_RESULTS}")
@@ -67,9 +71,9 @@ def _rewrite(arguments: argparse.Namespace) -> int:
     requests = list(read_requests(arguments))
     if not requests:
         raise LaunchError('name a request: deepretrieval rewrite "…" --model MODEL, or --file FILE')
-    overrides = [f"{key}={json.dumps(value)}" for flag, key in _KEYS.items() if (value := getattr(arguments, flag))]
     source = resolve_model(arguments.model, arguments.base_url, arguments.api_key_file)
-    config = rewriting_config(arguments.model, arguments.config, [*overrides, *arguments.set], arguments.search)
+    overrides = [*flag_overrides(arguments, REWRITING_KEYS), *arguments.set]
+    config = rewriting_config(arguments.model, arguments.config, overrides, arguments.search)
     with arguments.out.open("w", encoding="utf-8") if arguments.out else nullcontext() as out:
         return asyncio.run(_rewrite_all(requests, arguments, source, config, out))
 
@@ -141,18 +145,15 @@ async def _rewrite_all(
 
 
 async def _one(rewriter: AsyncRewriter, request: Request, wish: Wish, top: int) -> Rewrite:
-    from deploy.generation import GenerationRefused
     from deploy.rewriting.rewriter import NotPossible
 
     try:
         row = rewriter.row(
             request.text, database=request.database, knowledge=request.knowledge, max_date=request.max_date
         )
-        (rewrite,) = await rewriter.rewrite(row, wish=wish, top=top)
+        (rewrite,) = await rewriter.attempt(row, wish=wish, top=top)
     except NotPossible as error:
         raise LaunchError(str(error)) from None
-    except GenerationRefused as error:  # this request alone: the others of a file go on
-        return Rewrite(request=request.text, task=rewriter.default_task, query="", invalid=error.reason)
     return rewrite
 
 

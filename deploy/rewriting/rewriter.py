@@ -15,7 +15,7 @@ from common.config import Config
 from common.data.beir import DataError
 from common.tasks import Row, Task, load_task, task_names
 from common.tasks.from_config import task_of
-from deploy.generation import Generator, generator_of
+from deploy.generation import GenerationRefused, Generator, generator_of
 from deploy.models import ModelSource
 from deploy.rewriting.results import Found, Rewrite
 from deploy.rewriting.task_rewriter import TaskRewriter, Wish
@@ -116,11 +116,13 @@ class AsyncRewriter(AbstractAsyncContextManager["AsyncRewriter"]):
             self._tasks[name] = load_task(name, prompt=form.prompt, reasoning=form.reasoning, strict=form.strict)
         return self._tasks[name]
 
-    def require(self, task: str, search: bool = False) -> None:
-        """Raises NotPossible where a task is not known, or is to be searched and has no engine."""
+    def require(self, task: str, wish: Wish, top: int) -> None:
+        """Raises NotPossible where `rewrite` would, whatever the request."""
         self.task(task)
-        if search:
+        if top:
             self._searcher(task or self.default_task)
+        if wish.n > 1 and wish.temperature == 0:
+            raise NotPossible("greedy rewrites are all the same: ask for one, or for a temperature above 0")
 
     def row(
         self, text: str, task: str = "", database: str = "", knowledge: str = "", max_date: str | None = None
@@ -138,7 +140,7 @@ class AsyncRewriter(AbstractAsyncContextManager["AsyncRewriter"]):
         )
 
     async def rewrite(self, row: Row, task: str = "", wish: Wish | None = None, top: int = 0) -> list[Rewrite]:
-        """`wish.n` rewrites of a request, best effort first come.
+        """`wish.n` rewrites of a request.
 
         Args:
             top: results of each query; 0: it is not searched.
@@ -147,16 +149,20 @@ class AsyncRewriter(AbstractAsyncContextManager["AsyncRewriter"]):
             NotPossible: the request cannot be rewritten or searched like that. GenerationRefused: the model cannot
                 answer it. EngineUnavailable, EngineError: the model cannot be asked.
         """
-        name = task or self.default_task
-        if top:
-            self._searcher(name)
-        wish = wish or self.default_wish
-        if wish.n > 1 and wish.temperature == 0:
-            raise NotPossible("greedy rewrites are all the same: ask for one, or for a temperature above 0")
+        name, wish = task or self.default_task, wish or self.default_wish
+        self.require(name, wish, top)
         rewrites = await TaskRewriter(self.task(name), self._generator).rewrite(row, wish)
         if not top:
             return rewrites
         return list(await asyncio.gather(*(self._with_results(each, row, name, top) for each in rewrites)))
+
+    async def attempt(self, row: Row, task: str = "", wish: Wish | None = None, top: int = 0) -> list[Rewrite]:
+        """As `rewrite`, for one of many requests: what the model cannot answer is one invalid rewrite."""
+        try:
+            return await self.rewrite(row, task, wish, top)
+        except GenerationRefused as error:
+            name = task or self.default_task
+            return [Rewrite(request=row.text, task=name, query="", invalid=error.reason)]
 
     async def search(self, query: str, row: Row, task: str = "", top: int = DEFAULT_TOP) -> Found:
         """What a query brings for a request.
@@ -173,12 +179,12 @@ class AsyncRewriter(AbstractAsyncContextManager["AsyncRewriter"]):
             raise NotPossible(str(error)) from None
 
     async def _start_searchers(self) -> None:
-        from deploy.rewriting.searcher import Searcher
+        from deploy.rewriting.searcher import searcher_of
 
         folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="deepretrieval-")))
         for name, config in self.configs.items():
-            searcher = Searcher(config, self._tasks[name], folder)
-            self._searchers[name] = await self._open.enter_async_context(searcher)
+            started = searcher_of(config, self._tasks[name], folder)
+            self._searchers[name] = await self._open.enter_async_context(started)
 
     async def _with_results(self, rewrite: Rewrite, row: Row, task: str, top: int) -> Rewrite:
         from rewarders.engines.base import EngineUnavailable

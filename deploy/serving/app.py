@@ -16,12 +16,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
 from actors.engine import EngineError
 from common.tasks import Row
-from deploy.generation import GenerationRefused
-from deploy.rewriting.results import Found, Rewrite
+from deploy.rewriting.results import Found
 from deploy.rewriting.rewriter import AsyncRewriter, NotPossible
 from deploy.rewriting.task_rewriter import Wish
 from deploy.serving.figures import ServerFigures
 from deploy.serving.limits import App, LimitLoad, RequireKey
+from deploy.serving.openai_routes import no_openai
 from deploy.serving.wire import (
     NumberedRewrite,
     RewriteBody,
@@ -47,20 +47,18 @@ _REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def make_app(
-    rewriter: AsyncRewriter, openai: App, has_openai: bool, *, key: str, max_bytes: int, max_waiting: int
-) -> App:
+def make_app(rewriter: AsyncRewriter, openai: App | None, *, key: str, max_bytes: int, max_waiting: int) -> App:
     """The application around a started rewriter.
 
     Args:
-        openai: what is asked for everything else. key: "" for none.
+        openai: vLLM's routes below `/v1`; None where another engine runs. key: "" for none.
         max_bytes: of a body. max_waiting: requests that are answered at once.
     """
     figures = ServerFigures()
     api = FastAPI(title=f"DeepRetrieval: {rewriter.model.name}", description=_ABOUT)
-    _add_endpoints(api, Endpoints(rewriter, figures, has_openai))
+    _add_endpoints(api, Endpoints(rewriter, figures, openai is not None))
     _add_refusals(api)
-    api.mount("/", openai)
+    api.mount("/", openai or no_openai)
     limited: App = LimitLoad(api, max_bytes, max_waiting)
     return RequireKey(limited, key) if key else limited
 
@@ -119,7 +117,7 @@ class Endpoints:
     def _works(self, body: RewriteBody) -> list[Coroutine[Any, Any, list[NumberedRewrite]]]:
         """One per request. Raises NotPossible before any of them is begun."""
         rewriter, task = self._rewriter, body.task or self._rewriter.default_task
-        rewriter.require(task, search=body.search)
+        top = body.top if body.search else 0
         wish = replace(
             rewriter.default_wish,
             n=body.n,
@@ -129,17 +127,12 @@ class Endpoints:
             guided=body.guided,
             max_tokens=body.max_tokens or rewriter.default_wish.max_tokens,
         )
-        if wish.n > 1 and wish.temperature == 0:
-            raise NotPossible("greedy rewrites are all the same: ask for n=1, or for a temperature above 0")
+        rewriter.require(task, wish, top)
         rows = [rewriter.row(text, task, body.database, body.knowledge, body.max_date) for text in body.texts]
-        top = body.top if body.search else 0
         return [self._rewrites(index, row, task, wish, top) for index, row in enumerate(rows)]
 
     async def _rewrites(self, index: int, row: Row, task: str, wish: Wish, top: int) -> list[NumberedRewrite]:
-        try:
-            rewrites: Sequence[Rewrite] = await self._rewriter.rewrite(row, task, wish, top)
-        except GenerationRefused as error:  # this request alone: the others of a batch go on
-            rewrites = [Rewrite(request=row.text, task=task, query="", invalid=error.reason)]
+        rewrites = await self._rewriter.attempt(row, task, wish, top)
         for rewrite in rewrites:
             self._figures.rewrites.labels(
                 task, "invalid" if rewrite.invalid else "cut" if rewrite.cut else "whole"

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Final
 
 from common.config import Config
 from deploy.errors import LaunchError
-from deploy.model_choice import MODEL_HELP, add_endpoint_arguments, model_of, rewriting_config
-from deploy.models import ModelSource
+from deploy.model_choice import (
+    MODEL_HELP,
+    REWRITING_KEYS,
+    add_endpoint_arguments,
+    add_key_flags,
+    flag_overrides,
+    model_of,
+    rewriting_config,
+)
+from deploy.models import ModelSource, read_key
 
 if TYPE_CHECKING:
     from deploy.rewriting.rewriter import AsyncRewriter
@@ -25,7 +33,6 @@ MOST_BYTES: Final = 4 << 20
 MOST_WAITING: Final = 1024
 KEY_VARIABLE: Final = "DEEPRETRIEVAL_SERVE_KEY"
 _DRAIN_S: Final = 10
-_KEYS: Final = {"task": "task.name", "engine": "search.engine", "corpus": "data.corpus", "url": "search.url"}
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +50,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("--model", help=f"{MODEL_HELP}; default: that of the first run or config")
     add_endpoint_arguments(parser)
-    for flag, key in _KEYS.items():
-        parser.add_argument(f"--{flag}", help=f"the same as {key}=…, of the first")
+    add_key_flags(parser, REWRITING_KEYS, "the same as {}=…, of the first")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (set a key)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"0: a free one; default: {DEFAULT_PORT}")
     parser.add_argument("--no-search", action="store_true", help="start no engine: rewriting only")
@@ -60,32 +66,21 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _serve(arguments: argparse.Namespace) -> int:
     configs, source = _chosen(arguments)
-    key = _key(arguments.serve_key_file)
+    key = read_key(arguments.serve_key_file, KEY_VARIABLE)
     with _listening(arguments.host, arguments.port) as listener:
         asyncio.run(_run(arguments, configs, source, key, listener))
     return 0
 
 
 def _chosen(arguments: argparse.Namespace) -> tuple[list[Config], ModelSource]:
-    import json
-
     targets = [Path(word) for word in arguments.overrides if "=" not in word]
     common = [word for word in arguments.overrides if "=" in word]
-    flags = [f"{key}={json.dumps(value)}" for flag, key in _KEYS.items() if (value := getattr(arguments, flag))]
+    flags = flag_overrides(arguments, REWRITING_KEYS)
     search = not arguments.no_search
     first = targets[0] if targets else None
     configs = [rewriting_config(arguments.model or "", first, [*flags, *common], search)]
     configs += [rewriting_config("", target, common, search) for target in targets[1:]]
     return configs, model_of(arguments, first, configs[0])
-
-
-def _key(file: str | None) -> str:
-    from rewarders.engines.api_keys import ApiKeyError, key_from_environment, key_from_file
-
-    try:
-        return key_from_file(file) if file else key_from_environment(KEY_VARIABLE)
-    except ApiKeyError as error:
-        raise LaunchError(error.reason) from None
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -123,18 +118,11 @@ async def _run(
 
 
 async def _app(rewriter: AsyncRewriter, arguments: argparse.Namespace, key: str) -> App:
-    from deploy.generation import EngineGenerator
     from deploy.serving.app import make_app
-    from deploy.serving.openai_routes import no_openai, openai_app
+    from deploy.serving.openai_routes import openai_app
 
-    generator, openai = rewriter.generator, no_openai
-    engine = generator.engine if isinstance(generator, EngineGenerator) else None
-    has_openai = engine is not None and engine.name == "vllm"
-    if has_openai:
-        openai = await openai_app(engine, str(rewriter.model.folder), rewriter.model.name)  # type: ignore[arg-type,assignment]
-    return make_app(
-        rewriter, openai, has_openai, key=key, max_bytes=arguments.max_bytes, max_waiting=arguments.max_waiting
-    )
+    openai = await openai_app(rewriter)
+    return make_app(rewriter, openai, key=key, max_bytes=arguments.max_bytes, max_waiting=arguments.max_waiting)
 
 
 async def _serve_until_stopped(app: App, listener: socket.socket, rewriter: AsyncRewriter) -> None:

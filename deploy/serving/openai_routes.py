@@ -6,22 +6,27 @@ import argparse
 from typing import Any, Final
 
 from actors.vllm_engine import VllmEngine
+from deploy.generation import EngineGenerator
+from deploy.rewriting.rewriter import AsyncRewriter
 from deploy.serving.limits import App, Receive, Scope, Send, refuse
 
 PREFIX: Final = "/v1/"
 
 
-async def openai_app(engine: VllmEngine, model: str, name: str) -> App:
-    """The routes below `/v1`, and nothing else of vLLM's server: its others steer the engine.
+async def openai_app(rewriter: AsyncRewriter) -> App | None:
+    """The routes below `/v1` for the model of a started rewriter; None where vLLM does not run it.
 
-    Args:
-        model: the folder it runs. name: of the model, in requests.
+    Nothing else of vLLM's server is let through: its other routes steer the engine.
     """
+    generator = rewriter.generator
+    engine = generator.engine if isinstance(generator, EngineGenerator) else None
+    if not isinstance(engine, VllmEngine):
+        return None
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
     client = engine.client
-    arguments = _arguments(model, name)
+    arguments = _arguments(str(rewriter.model.folder), rewriter.model.name)
     tasks = await client.get_supported_tasks()
     app = build_app(arguments, tasks, client.model_config)
     await init_app_state(client, app.state, arguments, tasks)

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deploy.rewriting.results import Found, Rewrite
 from deploy.rewriting.rewriter import DEFAULT_TOP
+from deploy.rewriting.searcher import MOST_HITS
 
 MOST_REQUESTS: Final = 256
 MOST_CHARACTERS: Final = 20_000
-MOST_RESULTS: Final = 1000
 
 Text = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
 
@@ -41,7 +41,7 @@ class RewriteBody(_Body):
     """Hold the model to the form of an answer."""
     search: bool = False
     """Search for every query and return what it brings."""
-    top: Annotated[int, Field(ge=1, le=MOST_RESULTS)] = DEFAULT_TOP
+    top: Annotated[int, Field(ge=1, le=MOST_HITS)] = DEFAULT_TOP
     """Results of every search."""
     database: str = ""
     """Of requests for SQL."""
@@ -84,7 +84,7 @@ class SearchBody(_Body):
     """One query; or several as `queries`."""
     queries: Annotated[list[Text], Field(min_length=1, max_length=MOST_REQUESTS)] | None = None
     task: str = ""
-    top: Annotated[int, Field(ge=1, le=MOST_RESULTS)] = DEFAULT_TOP
+    top: Annotated[int, Field(ge=1, le=MOST_HITS)] = DEFAULT_TOP
     database: str = ""
     max_date: str | None = None
 

@@ -12,21 +12,9 @@ import pytest
 from deepretrieval import NotPossible, Rewriter
 from deploy.cli import main
 from deploy.errors import LaunchError
-from tests.deploy.small_corpus import write_corpus
-from tests.tiny_model import build_tiny_model
 
 SETTINGS = ("task.prompt=short", "actor.engine=transformers", "sampling.max_tokens=24", "actor.max_model_len=256")
 REQUESTS = ["Does aspirin help?", "Sleep in older adults?", "Metformin or placebo?"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.serving.served import Served, served
-from tests.deploy.small_corpus import write_corpus
-from tests.tiny_model import build_tiny_model
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
