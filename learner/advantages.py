@@ -18,6 +18,7 @@ from torch import Tensor
 
 # Added to standard deviations: rewards are of order 1, so this only guards against division by zero.
 STD_EPSILON = 1e-6
+WHITENINGS = ("step", "group")
 
 
 @dataclass(frozen=True)
@@ -60,26 +61,30 @@ class StepRewards:
 
 @dataclass(frozen=True)
 class AdvantageSettings:
-    """What GAE and discounted returns read, all in [0, 1].
+    """What GAE and discounted returns read; the first three are in [0, 1].
 
     Attributes:
         gamma: discount per token.
         gae_lambda: trade-off of bias against variance in the policy's advantages.
         critic_lambda: the same in the critic's targets; None for ``gae_lambda``.
+        whitening: the tokens over which GAE's advantages are standardised, those of the "step" or of the "group".
 
     Raises:
-        ValueError: one of them is out of range.
+        ValueError: a number is out of range, or the whitening unknown.
     """
 
     gamma: float = 1.0
     gae_lambda: float = 1.0
     critic_lambda: float | None = None
+    whitening: str = "step"
 
     def __post_init__(self) -> None:
         for name in ("gamma", "gae_lambda", "critic_lambda"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
+        if self.whitening not in WHITENINGS:
+            raise ValueError(f"unknown whitening {self.whitening!r}: choose one of {', '.join(WHITENINGS)}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,10 @@ def standardised(values: Tensor) -> Tensor:
 
 
 def gae(step: StepRewards, settings: AdvantageSettings) -> Advantages:
-    """Generalised advantage estimation (arXiv 1506.02438, eq. 16), then standardised over the step's tokens.
+    """Generalised advantage estimation (arXiv 1506.02438, eq. 16), then standardised over the tokens of the step.
+
+    With ``whitening`` "group" over the tokens of each group instead: then every prompt weighs the same, however
+    far apart its rewards lie, as in GRPO, and the critic says which tokens earned them.
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1}; the episode ends with its
     response, so V and A after the last token are 0. Returns are A + V of the raw advantages, with ``critic_lambda``
@@ -135,7 +143,11 @@ def gae(step: StepRewards, settings: AdvantageSettings) -> Advantages:
     targets = raw
     if settings.critic_lambda is not None:
         targets = discounted_suffix_sums(deltas, step.sequences, settings.gamma * settings.critic_lambda)
-    return Advantages(standardised(raw), returns=targets + step.values)
+    if settings.whitening == "group":
+        whitened = standardised_within(raw, step.groups[step.sequences])
+    else:
+        whitened = standardised(raw)
+    return Advantages(whitened, returns=targets + step.values)
 
 
 def reinforce_plus_plus(step: StepRewards, settings: AdvantageSettings) -> Advantages:
@@ -150,21 +162,27 @@ def sequence_rewards(step: StepRewards) -> Tensor:
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """Per-response view of its group, each float64 [n]: ``mean``, population ``std`` and ``size``."""
+    """Each element's view of its group, each float64 [n]: ``mean``, population ``std`` and ``size``."""
 
     mean: Tensor
     std: Tensor
     size: Tensor
 
 
-def group_statistics(rewards: Tensor, groups: Tensor) -> GroupStatistics:
-    """Statistics of ``rewards`` float64 [n] over the responses that share an id in ``groups`` int64 [n]."""
+def group_statistics(values: Tensor, groups: Tensor) -> GroupStatistics:
+    """Statistics of ``values`` float64 [n] over the elements that share an id in ``groups`` int64 [n]."""
     _, index, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    counts = counts.to(rewards.dtype)
-    mean = torch.zeros_like(counts).index_add(0, index, rewards) / counts
-    deviation = rewards - mean[index]
+    counts = counts.to(values.dtype)
+    mean = torch.zeros_like(counts).index_add(0, index, values) / counts
+    deviation = values - mean[index]
     variance = torch.zeros_like(counts).index_add(0, index, deviation.square()) / counts
     return GroupStatistics(mean=mean[index], std=variance.sqrt()[index], size=counts[index])
+
+
+def standardised_within(values: Tensor, groups: Tensor) -> Tensor:
+    """(x - mean) / (std + eps) of ``values`` float64 [n], mean and std those of the element's group."""
+    statistics = group_statistics(values, groups)
+    return (values - statistics.mean) / (statistics.std + STD_EPSILON)
 
 
 def grpo(step: StepRewards, settings: AdvantageSettings) -> Advantages:
@@ -172,9 +190,7 @@ def grpo(step: StepRewards, settings: AdvantageSettings) -> Advantages:
 
     The standard deviation is the population one: the group is the whole set the paper averages over.
     """
-    rewards = sequence_rewards(step)
-    statistics = group_statistics(rewards, step.groups)
-    return Advantages(((rewards - statistics.mean) / (statistics.std + STD_EPSILON))[step.sequences])
+    return Advantages(standardised_within(sequence_rewards(step), step.groups)[step.sequences])
 
 
 def dr_grpo(step: StepRewards, settings: AdvantageSettings) -> Advantages:

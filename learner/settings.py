@@ -29,7 +29,7 @@ class TrainerSettings:
             at ``total_steps``.
         advantage, loss, kl_estimator: names in the registries of ``learner.advantages`` and
             ``learner.losses``.
-        gamma, gae_lambda, critic_lambda: see ``AdvantageSettings``.
+        gamma, gae_lambda, critic_lambda, whitening: see ``AdvantageSettings``.
         clip_low, clip_high, dual_clip, correction, importance_low, importance_cap: see ``LossSettings``.
         proximal: where a step has several minibatches, the policy at its start is scored once more
             ("recompute") or taken to lie between behaviour and current policy ("loglinear").
@@ -65,6 +65,7 @@ class TrainerSettings:
     gamma: float = 1.0
     gae_lambda: float = 1.0
     critic_lambda: float | None = None
+    whitening: str = "step"
     loss: str = "decoupled_ppo"
     proximal: str = "recompute"
     clip_low: float = 0.2
@@ -129,9 +130,9 @@ class TrainerSettings:
         """The part that the advantage estimators read.
 
         Raises:
-            ValueError: a discount is out of range.
+            ValueError: a discount is out of range, or the whitening unknown.
         """
-        return AdvantageSettings(self.gamma, self.gae_lambda, self.critic_lambda)
+        return AdvantageSettings(self.gamma, self.gae_lambda, self.critic_lambda, self.whitening)
 
     def load_settings(self) -> LoadSettings:
         """The part that says how policy and reference are loaded.

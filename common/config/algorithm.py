@@ -27,6 +27,9 @@ class AlgorithmConfig(Section):
     critic_lambda: float | None = Field(
         None, ge=0, le=1, description="gae_lambda of the critic's targets; null: the same as the policy's"
     )
+    whitening: Literal["step", "group"] = Field(
+        "step", description="gae: standardise over the tokens of a step, or of each group, so that prompts weigh the same"
+    )
     loss: Loss = Field("decoupled_ppo", description="Policy loss; decoupled_ppo corrects stale samples by a weight")
     proximal: Literal["recompute", "loglinear"] = Field(
         "recompute", description="Policy at the step's start where there are minibatches: scored again, or interpolated"
@@ -92,6 +95,11 @@ def _check_advantage(algorithm: AlgorithmConfig, group_size: int) -> None:
         raise ValueError(
             f"sampling.group_size is {group_size}, but algorithm.advantage={algorithm.advantage} compares samples of "
             "one prompt: set it to 2 or more, or the advantage to gae or reinforce_plus_plus"
+        )
+    if algorithm.whitening == "group" and (algorithm.advantage != "gae" or group_size < 2):
+        raise ValueError(
+            "algorithm.whitening=group standardises the advantages of gae over the samples of one prompt: it needs "
+            "algorithm.advantage=gae and sampling.group_size of 2 or more, or set algorithm.whitening=step"
         )
     if algorithm.filter_zero_variance and group_size < 2:
         raise ValueError("a group of one always has equal rewards: set algorithm.filter_zero_variance=false")

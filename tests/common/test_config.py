@@ -94,6 +94,11 @@ def test_broken_files_give_one_line(tmp_path: Path, text: str, message: str) -> 
         (["algorithm.kl_estimator=k3+", "algorithm.kl_in=reward"], "set k3 or k1"),
         (["algorithm.critic_warmup_steps=1"], "there is no critic"),
         (["algorithm.critic_lambda=1"], "there is no critic: set it to null"),
+        (["algorithm.whitening=group"], r"or set algorithm\.whitening=step"),
+        (
+            ["algorithm.advantage=gae", "algorithm.critic=shared", "algorithm.whitening=group", "sampling.group_size=1"],
+            r"sampling\.group_size of 2 or more",
+        ),
         (["algorithm.critic_epochs=2"], r"set algorithm\.critic=separate"),
         (
             ["algorithm.advantage=gae", "algorithm.critic=shared", "algorithm.critic_epochs=2"],

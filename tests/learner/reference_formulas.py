@@ -62,6 +62,15 @@ def gae(
     return whiten(raw), targets + values
 
 
+def whitened_per_group(raw: Vector, sequences: Integers, groups: Integers) -> Vector:
+    """Every group's tokens whitened by themselves."""
+    whitened = np.zeros_like(raw)
+    token_groups = groups[sequences]
+    for tokens in positions(token_groups).values():
+        whitened[tokens] = whiten(raw[tokens])
+    return whitened
+
+
 def raw_gae(rewards: Vector, values: Vector, sequences: Integers, gamma: float, lam: float) -> Vector:
     """Advantages by the recursion of arXiv 1506.02438."""
     raw = np.zeros_like(rewards)

@@ -71,6 +71,30 @@ def test_token_level_estimators_match_the_reference(settings: AdvantageSettings,
     np.testing.assert_allclose(actual.numpy(), to_go, rtol=1e-6, atol=1e-9)
 
 
+@given(seed=st.integers(0, 2**32 - 1))
+def test_gae_whitened_per_group_matches_the_reference(seed: int) -> None:
+    step = make_step(seed)
+    assert step.values is not None
+    rewards, values, sequences = step.rewards.numpy(), step.values.numpy(), step.sequences.numpy()
+    raw = reference.raw_gae(rewards, values, sequences, DISCOUNTED.gamma, DISCOUNTED.gae_lambda)
+    result = ADVANTAGES["gae"](step, replace(DISCOUNTED, whitening="group"))
+    expected = reference.whitened_per_group(raw, sequences, step.groups.numpy())
+    np.testing.assert_allclose(result.advantages.numpy(), expected, rtol=1e-6, atol=1e-8)
+    whole_step = ADVANTAGES["gae"](step, DISCOUNTED)
+    assert result.returns is not None and whole_step.returns is not None
+    assert torch.equal(result.returns, whole_step.returns)
+
+
+def test_gae_whitened_per_group_is_grpo_where_the_critic_knows_nothing() -> None:
+    # Responses of the same length: per-token and per-response statistics of a group agree.
+    rewards = torch.zeros(12, dtype=torch.float64)
+    rewards[2::3] = torch.tensor([1.0, 3.0, 0.5, 5.0], dtype=torch.float64)
+    sequences = torch.arange(4).repeat_interleave(3)
+    step = StepRewards(rewards, sequences, torch.tensor([0, 0, 7, 7]), torch.full((12,), 2.0, dtype=torch.float64))
+    whitened = advantages_of("gae", step, AdvantageSettings(whitening="group"))
+    torch.testing.assert_close(whitened, advantages_of("grpo", step))
+
+
 @pytest.mark.parametrize("name", sorted(GROUP_RELATIVE))
 @given(seed=st.integers(0, 2**32 - 1))
 def test_group_relative_estimators_match_the_reference(name: str, seed: int) -> None:

@@ -55,6 +55,7 @@ def test_the_trainer_is_told_what_the_configuration_says() -> None:
         "importance_cap",
         "gae_lambda",
         "critic_lambda",
+        "whitening",
     ):
         assert getattr(defaults, name) == getattr(TrainerSettings(), name), name
 
@@ -82,6 +83,7 @@ def test_learning_rate(schedule: str, expected: list[float]) -> None:
         ({"value_clip": 0.0}, "value_clip must be positive"),
         ({"gamma": 1.5}, "gamma"),
         ({"critic_lambda": -0.1}, "critic_lambda must be in"),
+        ({"whitening": "batch"}, "unknown whitening 'batch': choose one of step, group"),
         ({"critic_epochs": 0}, "critic_epochs must be positive"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"temperature": 0.0}, "temperature must be positive"),
