@@ -96,7 +96,12 @@ def test_broken_files_give_one_line(tmp_path: Path, text: str, message: str) -> 
         (["algorithm.critic_lambda=1"], "there is no critic: set it to null"),
         (["algorithm.whitening=group"], r"or set algorithm\.whitening=step"),
         (
-            ["algorithm.advantage=gae", "algorithm.critic=shared", "algorithm.whitening=group", "sampling.group_size=1"],
+            [
+                "sampling.group_size=1",
+                "algorithm.advantage=gae",
+                "algorithm.critic=shared",
+                "algorithm.whitening=group",
+            ],
             r"sampling\.group_size of 2 or more",
         ),
         (["algorithm.critic_epochs=2"], r"set algorithm\.critic=separate"),

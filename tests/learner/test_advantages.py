@@ -81,7 +81,8 @@ def test_gae_whitened_per_group_matches_the_reference(seed: int) -> None:
     expected = reference.whitened_per_group(raw, sequences, step.groups.numpy())
     np.testing.assert_allclose(result.advantages.numpy(), expected, rtol=1e-6, atol=1e-8)
     whole_step = ADVANTAGES["gae"](step, DISCOUNTED)
-    assert result.returns is not None and whole_step.returns is not None
+    assert result.returns is not None
+    assert whole_step.returns is not None
     assert torch.equal(result.returns, whole_step.returns)
 
 
