@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -17,51 +17,9 @@ from rewarders.engines.base import BadQuery, EngineUnavailable, SearchRequest
 from rewarders.engines.retrieval import RetrievalEngine, RetrievalSettings
 from rewarders.engines.retrieval_wire import MAX_TERM_CHARACTERS, Search, Searches
 from rewarders.servers.retrieval.app import RunningServer, serve
-from rewarders.servers.retrieval.backend import Backend, Query, Ranking, Refusal
 from rewarders.servers.retrieval.lucene import LuceneBackend, LuceneSettings
 from rewarders.servers.traffic import ServerSettings
-from tests.rewarders.retrieval.worlds import texts, write_corpus
-
-
-class WordIndex(Backend):
-    """Finds the documents that hold the query as a word, by id. It can be held up, and told to be down."""
-
-    kind: ClassVar[str] = "words"
-
-    def __init__(self, documents: dict[str, tuple[str, str]]) -> None:
-        self._words = {key: f"{title} {text}".split() for key, (title, text) in documents.items()}
-        self.batches: list[int] = []
-        self.free = asyncio.Event()
-        self.free.set()
-        self.down = self.closed = False
-        self.batch = 16
-
-    async def start(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        self.closed = True
-
-    @property
-    def size(self) -> int:
-        return len(self._words)
-
-    @property
-    def version(self) -> str:
-        return "words-1"
-
-    async def search(self, queries: Sequence[Query]) -> list[Ranking | Refusal]:
-        self.batches.append(len(queries))
-        await self.free.wait()
-        if self.down:
-            raise EngineUnavailable("the index is down")
-        return [Refusal("a bad word") if query.term == "bad" else self._find(query) for query in queries]
-
-    def _find(self, query: Query) -> Ranking:
-        if query.term == "ghost":
-            return Ranking(("nobody",), (1.0,), 1)
-        found = sorted(key for key, words in self._words.items() if query.term in words)
-        return Ranking(tuple(found[: query.k]), (1.0,) * len(found[: query.k]), len(found))
+from tests.rewarders.retrieval.worlds import WordIndex, texts, write_corpus
 
 
 class World:

@@ -6,18 +6,20 @@ import asyncio
 import json
 import random
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
+from rewarders.engines.base import EngineUnavailable
 from rewarders.servers.retrieval.backend import Backend, Query, Ranking, Refusal
 
 WORDS = ("alpha", "beta", "gamma", "delta", "omega", "kappa", "sigma", "betatron", "gammarus", "alphanum")
 STOPWORD = "the"
 DOCUMENTS = 90
 
-T = TypeVar("T")
+# Runs a coroutine on the loop of another thread and gives its result.
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 def texts(seed: int = 0) -> dict[str, tuple[str, str]]:
@@ -59,31 +61,78 @@ def write_corpus(folder: Path, documents: dict[str, tuple[str, str]]) -> Path:
     return folder
 
 
+class WordIndex(Backend):
+    """Finds the documents that hold every word of the query, by id. It can be held up, and told to be down."""
+
+    kind: ClassVar[str] = "words"
+
+    def __init__(self, documents: dict[str, tuple[str, str]]) -> None:
+        self._words = {key: set(f"{title} {text}".split()) for key, (title, text) in documents.items()}
+        self.batches: list[int] = []
+        self.free = asyncio.Event()
+        self.free.set()
+        self.down = self.closed = False
+        self.batch = 16
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        self.closed = True
+
+    @property
+    def size(self) -> int:
+        return len(self._words)
+
+    @property
+    def version(self) -> str:
+        return "words-1"
+
+    async def search(self, queries: Sequence[Query]) -> list[Ranking | Refusal]:
+        self.batches.append(len(queries))
+        await self.free.wait()
+        if self.down:
+            raise EngineUnavailable("the index is down")
+        return [Refusal("a bad word") if query.term == "bad" else self._find(query) for query in queries]
+
+    def _find(self, query: Query) -> Ranking:
+        if query.term == "ghost":
+            return Ranking(("nobody",), (1.0,), 1)
+        found = sorted(key for key, words in self._words.items() if words.issuperset(query.term.split()))
+        return Ranking(tuple(found[: query.k]), (1.0,) * len(found[: query.k]), len(found))
+
+
 class SharedBackend:
     """A started backend on an event loop in a thread, for tests that have none or many."""
 
-    def __init__(self, backend: Backend, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, backend: Backend, run: Run) -> None:
         self.backend = backend
-        self._loop = loop
+        self.run = run
 
     def search(self, terms: Sequence[str], k: int = 10, rm3: bool = False) -> list[Ranking | Refusal]:
-        return self.run(self.backend.search([Query(term, k, rm3) for term in terms]))
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=300)
+        found: list[Ranking | Refusal] = self.run(self.backend.search([Query(term, k, rm3) for term in terms]))
+        return found
 
 
 @contextmanager
 def shared(backend: Backend) -> Iterator[SharedBackend]:
+    with loop_in_a_thread() as run:
+        try:
+            run(backend.start())
+            yield SharedBackend(backend, run)
+        finally:
+            run(backend.close())
+
+
+@contextmanager
+def loop_in_a_thread() -> Iterator[Run]:
+    """Gives what runs a coroutine there and waits for its result."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    made = SharedBackend(backend, loop)
     try:
-        made.run(backend.start())
-        yield made
+        yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(timeout=300)
     finally:
-        made.run(backend.close())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
