@@ -67,7 +67,7 @@ class AdvantageSettings:
         gamma: discount per token.
         gae_lambda: trade-off of bias against variance in the policy's advantages.
         critic_lambda: the same in the critic's targets; None for ``gae_lambda``.
-        whitening: the tokens over which GAE's advantages are standardised, those of the "step" or of the "group".
+        whitening: over what GAE's advantages are standardised, the tokens of the "step" or each "group".
 
     Raises:
         ValueError: a number is out of range, or the whitening unknown.
@@ -122,8 +122,8 @@ def standardised(values: Tensor) -> Tensor:
 def gae(step: StepRewards, settings: AdvantageSettings) -> Advantages:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16), then standardised over the tokens of the step.
 
-    With ``whitening`` "group" over the tokens of each group instead: then every prompt weighs the same, however
-    far apart its rewards lie, as in GRPO, and the critic says which tokens earned them.
+    With ``whitening`` "group" over each group instead, in which every response weighs the same: GRPO's advantages, less
+    what the critic says of each token. With a critic that says the same everywhere they are GRPO's.
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1}; the episode ends with its
     response, so V and A after the last token are 0. Returns are A + V of the raw advantages, with ``critic_lambda``
@@ -144,7 +144,8 @@ def gae(step: StepRewards, settings: AdvantageSettings) -> Advantages:
     if settings.critic_lambda is not None:
         targets = discounted_suffix_sums(deltas, step.sequences, settings.gamma * settings.critic_lambda)
     if settings.whitening == "group":
-        whitened = standardised_within(raw, step.groups[step.sequences])
+        lengths = torch.bincount(step.sequences).to(raw.dtype)
+        whitened = standardised_within(raw, step.groups[step.sequences], 1 / lengths[step.sequences])
     else:
         whitened = standardised(raw)
     return Advantages(whitened, returns=targets + step.values)
@@ -169,19 +170,23 @@ class GroupStatistics:
     size: Tensor
 
 
-def group_statistics(values: Tensor, groups: Tensor) -> GroupStatistics:
-    """Statistics of ``values`` float64 [n] over the elements that share an id in ``groups`` int64 [n]."""
-    _, index, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    counts = counts.to(values.dtype)
-    mean = torch.zeros_like(counts).index_add(0, index, values) / counts
-    deviation = values - mean[index]
-    variance = torch.zeros_like(counts).index_add(0, index, deviation.square()) / counts
-    return GroupStatistics(mean=mean[index], std=variance.sqrt()[index], size=counts[index])
+def group_statistics(values: Tensor, groups: Tensor, weights: Tensor | None = None) -> GroupStatistics:
+    """Statistics of ``values`` float64 [n] over the elements that share an id in ``groups`` int64 [n].
+
+    ``weights`` float64 [n], positive, weigh the elements; ``size`` is then the sum of a group's weights.
+    """
+    _, index = torch.unique(groups, return_inverse=True)
+    weights = torch.ones_like(values) if weights is None else weights
+    nothing = values.new_zeros(int(index.max()) + 1)
+    size = nothing.index_add(0, index, weights)
+    mean = nothing.index_add(0, index, weights * values) / size
+    variance = nothing.index_add(0, index, weights * (values - mean[index]).square()) / size
+    return GroupStatistics(mean=mean[index], std=variance.sqrt()[index], size=size[index])
 
 
-def standardised_within(values: Tensor, groups: Tensor) -> Tensor:
+def standardised_within(values: Tensor, groups: Tensor, weights: Tensor | None = None) -> Tensor:
     """(x - mean) / (std + eps) of ``values`` float64 [n], mean and std those of the element's group."""
-    statistics = group_statistics(values, groups)
+    statistics = group_statistics(values, groups, weights)
     return (values - statistics.mean) / (statistics.std + STD_EPSILON)
 
 

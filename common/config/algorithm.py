@@ -28,7 +28,8 @@ class AlgorithmConfig(Section):
         None, ge=0, le=1, description="gae_lambda of the critic's targets; null: the same as the policy's"
     )
     whitening: Literal["step", "group"] = Field(
-        "step", description="gae: standardise over the step's tokens, or each group's, so that prompts weigh the same"
+        "step",
+        description="gae: standardise over the step's tokens, or over each group, so that prompts weigh the same",
     )
     loss: Loss = Field("decoupled_ppo", description="Policy loss; decoupled_ppo corrects stale samples by a weight")
     proximal: Literal["recompute", "loglinear"] = Field(

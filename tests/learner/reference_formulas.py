@@ -63,11 +63,14 @@ def gae(
 
 
 def whitened_per_group(raw: Vector, sequences: Integers, groups: Integers) -> Vector:
-    """Every group's tokens whitened by themselves."""
+    """Every group whitened by itself, the tokens of a response together weighing as much as those of another."""
     whitened = np.zeros_like(raw)
-    token_groups = groups[sequences]
-    for tokens in positions(token_groups).values():
-        whitened[tokens] = whiten(raw[tokens])
+    responses = positions(sequences)
+    for members in positions(groups).values():
+        centre = mean([mean(raw[responses[member]]) for member in members])
+        spread = mean([mean((raw[responses[member]] - centre) ** 2) for member in members]) ** 0.5
+        for member in members:
+            whitened[responses[member]] = (raw[responses[member]] - centre) / (spread + 1e-6)
     return whitened
 
 
