@@ -46,6 +46,7 @@ class EngineOptions:
         kv_cache_gib: upper bound of the KV cache on a CPU, in GiB; vLLM takes less where less is enough.
         gpu_memory_share: share of the GPU's memory for weights and KV cache.
         enforce_eager: no CUDA graphs; None: eager on a CPU, graphs on a GPU.
+        statistics: vLLM's own figures for Prometheus, in the registry of this process. They cost time per token.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -55,6 +56,7 @@ class EngineOptions:
     kv_cache_gib: float = 1.0
     gpu_memory_share: float = 0.85
     enforce_eager: bool | None = None
+    statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class GenerationRequest:
             the rest of the batch can cause; None draws one.
         pattern: regular expression that the whole response matches, unless ``max_tokens`` cut it; "": any text.
             The log-probabilities are those of the restricted distribution.
+        logprobs: whether they are wanted; without, an engine may leave them out and be faster.
 
     Raises:
         ValueError: a field is out of range.
@@ -88,6 +91,7 @@ class GenerationRequest:
     stop: str
     seed: int | None = None
     pattern: str = ""
+    logprobs: bool = True
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -114,7 +118,7 @@ class Completion:
             token, or at ``max_tokens``.
         logprobs: float32 [T], natural log-probability of each token under the behaviour policy: the
             distribution it was really drawn from, after temperature and top-p, with the weights of its span.
-            Where the temperature is 0: its log-softmax at temperature 1.
+            Where the temperature is 0: its log-softmax at temperature 1. [0] where nobody asked for them.
         text: the decoded response without special tokens, cut after the stop string.
         finish_reason: ``stop``: stop string or end of sequence; ``length``: ``max_tokens`` were generated.
         spans: which policy version drew which tokens; in order, gapless, covering 0 to T.

@@ -79,7 +79,7 @@ class VllmEngine(Engine):
                 os.environ.update(_start_method(self.options))
                 # The worker prepares its process while it imports this module; a forked one must import it anew.
                 sys.modules.pop(WORKER_MODULE, None)
-                self._llm = AsyncLLM.from_vllm_config(config)
+                self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=not self.options.statistics)
         except Exception as error:
             raise EngineError(f"vLLM did not start with {model_dir}: {error}") from error
         self._watch_processes()
@@ -96,7 +96,8 @@ class VllmEngine(Engine):
         completions: list[Completion] = []
         try:
             outputs = await self._or_death(self._outputs(request))
-            completions = [_completion(output) for output in sorted(outputs, key=lambda output: output.index)]
+            ordered = sorted(outputs, key=lambda output: output.index)
+            completions = [_completion(output, request.logprobs) for output in ordered]
             if len(completions) < request.n:  # greedy: all samples are the same, and vLLM draws only one
                 completions *= request.n
         finally:
@@ -149,12 +150,15 @@ class VllmEngine(Engine):
         self.weight_version = version
 
     async def _outputs(self, request: GenerationRequest) -> list[CompletionOutput]:
-        prompt = {
-            "prompt_token_ids": list(request.prompt_ids),
+        from vllm.inputs import tokens_input
+
+        # Rendered already: vLLM would send anything else through a thread, at more cost than all the rest of a request.
+        prompt = tokens_input(
+            list(request.prompt_ids),
             # Cached prefixes are shared within one policy version only: a block kept from older weights would
             # make a response depend on weights that none of its spans names.
-            "cache_salt": str(self.weight_version),
-        }
+            cache_salt=str(self.weight_version),
+        )
         outputs: list[CompletionOutput] = []
         stream = self._running.generate(prompt, _sampling_parameters(request), request.request_id)
         async for output in stream:
@@ -320,7 +324,7 @@ def _engine_arguments(model_dir: Path, options: EngineOptions) -> Any:
         "enable_prefix_caching": True,
         "worker_extension_cls": f"{WORKER_MODULE}.PolicyWorker",
         "use_tqdm_on_load": False,
-        "disable_log_stats": True,
+        "disable_log_stats": not options.statistics,
     }
     if on_cpu:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
@@ -374,22 +378,25 @@ def _sampling_parameters(request: GenerationRequest) -> SamplingParams:
         include_stop_str_in_output=True,
         # vLLM gives sample i the seed + i: without mixing, neighbouring seeds would share most samples' noise.
         seed=None if request.seed is None else mix_seed(request.seed),
-        logprobs=0,  # of the sampled token only
+        logprobs=0 if request.logprobs else None,  # 0: of the sampled token only
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
         structured_outputs=StructuredOutputsParams(regex=request.pattern) if request.pattern else None,
     )
 
 
-def _completion(output: CompletionOutput) -> Completion:
+def _completion(output: CompletionOutput, wanted: bool) -> Completion:
+    """wanted: the log-probabilities."""
     if output.finish_reason not in ("stop", "length"):
         raise EngineError(f"vLLM ended a response with {output.finish_reason!r} instead of stop or length")
     token_ids = np.asarray(output.token_ids, dtype=np.int32)
-    flat: Any = output.logprobs
-    # At each position the sampled token comes first.
-    logprobs = np.asarray([flat.logprobs[i] for i in flat.start_indices[: len(token_ids)]], dtype=np.float32)
+    logprobs = np.empty(0, np.float32)
+    if wanted:
+        flat: Any = output.logprobs
+        # At each position the sampled token comes first.
+        logprobs = np.asarray([flat.logprobs[i] for i in flat.start_indices[: len(token_ids)]], dtype=np.float32)
     spans = tuple(WeightSpan(int(span.version), span.start, span.end) for span in output.weight_versions or ())
-    if len(logprobs) != len(token_ids) or (spans[-1].end if spans else 0) != len(token_ids):
+    if (wanted and len(logprobs) != len(token_ids)) or (spans[-1].end if spans else 0) != len(token_ids):
         raise EngineError(f"vLLM returned {len(token_ids)} tokens, {len(logprobs)} log-probabilities, spans {spans}")
     return Completion(token_ids, logprobs, output.text, output.finish_reason, spans)
 

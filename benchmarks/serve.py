@@ -87,8 +87,8 @@ async def measure(url: str, config: Config, rows: Sequence[Row], arguments: argp
     async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as http:
         asks = {
             "chat": await chat(http, task, config),
-            "rewrite": rewrite(search=False),
-            "search": rewrite(search=True),
+            "rewrite": rewrite(http, search=False),
+            "search": rewrite(http, search=True),
         }
         alone = Waits()
         for way in WAYS:
@@ -119,7 +119,8 @@ async def ask_all(ask: Ask, rows: Sequence[Row], concurrency: int, waits: Waits)
         for row in left:
             began = time.perf_counter()
             try:
-                waits.valid += await ask(row)
+                valid = await ask(row)
+                waits.valid += valid
                 waits.seconds.append(time.perf_counter() - began)
             except (aiohttp.ClientError, TimeoutError, KeyError, ValueError) as error:
                 waits.lost += 1

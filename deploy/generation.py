@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
@@ -148,6 +148,7 @@ class EngineGenerator(Generator):
                 stop=draw.stop,
                 seed=draw.seed,
                 pattern=draw.pattern,
+                logprobs=False,
             )
             self._require_room(len(prompt_ids) + draw.max_tokens)
             completions = await self._engine.generate(request)
@@ -182,8 +183,11 @@ class EngineGenerator(Generator):
             raise LaunchError(f"the tokenizer of {self._model} cannot render a chat: {error}") from None
 
 
-def generator_of(source: ModelSource, config: Config) -> Generator:
+def generator_of(source: ModelSource, config: Config, *, statistics: bool = False) -> Generator:
     """The generator of a model, not yet started; `config.actor` and `config.sampling.group_size` say how it runs.
+
+    Args:
+        statistics: see `EngineOptions`.
 
     Raises:
         EngineError: no engine is installed.
@@ -195,4 +199,5 @@ def generator_of(source: ModelSource, config: Config) -> Generator:
     from deploy.roles import engine_options
 
     assert source.folder is not None
-    return EngineGenerator(source.folder, config.actor.engine, engine_options(config))
+    options = replace(engine_options(config), statistics=statistics)
+    return EngineGenerator(source.folder, config.actor.engine, options)

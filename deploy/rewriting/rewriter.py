@@ -41,9 +41,12 @@ class AsyncRewriter(AbstractAsyncContextManager["AsyncRewriter"]):
         configs: each has a task and the engine it is searched with; `data.corpus` is a folder. Of the first also how
             the model runs (`actor`).
         search: False: no engine is started, and nothing can be searched.
+        statistics: see `EngineOptions`.
     """
 
-    def __init__(self, model: ModelSource, configs: Sequence[Config], search: bool = True) -> None:
+    def __init__(
+        self, model: ModelSource, configs: Sequence[Config], search: bool = True, statistics: bool = False
+    ) -> None:
         if not configs:
             raise ValueError("a rewriter needs a config")
         self.model = model
@@ -54,7 +57,7 @@ class AsyncRewriter(AbstractAsyncContextManager["AsyncRewriter"]):
         self._search = search
         self._tasks: dict[str, Task] = {name: task_of(config) for name, config in self.configs.items()}
         self._searchers: dict[str, Searcher] = {}
-        self._generator: Generator = generator_of(model, self._first)
+        self._generator: Generator = generator_of(model, self._first, statistics=statistics)
         self._numbers = itertools.count()
         self._open = AsyncExitStack()
 

@@ -105,7 +105,7 @@ async def _run(
 ) -> None:
     from deploy.rewriting.rewriter import AsyncRewriter
 
-    async with AsyncRewriter(source, configs, search=not arguments.no_search) as rewriter:
+    async with AsyncRewriter(source, configs, search=not arguments.no_search, statistics=True) as rewriter:
         app = await _app(rewriter, arguments, key)
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address

@@ -200,6 +200,15 @@ async def test_samples_differ_and_seeds_reproduce(engine: Engine, world: World) 
     assert [c.token_ids.tolist() for c in first] == [c.token_ids.tolist() for c in again]
 
 
+async def test_logprobs_that_nobody_wants_change_nothing_else(engine: Engine, world: World) -> None:
+    prompt = world.prompt("sleep")
+    (wanted,) = await engine.generate(request(prompt))
+    (unwanted,) = await engine.generate(request(prompt, logprobs=False))
+    assert unwanted.token_ids.tolist() == wanted.token_ids.tolist()
+    assert unwanted.spans == wanted.spans
+    assert len(unwanted.logprobs) in (0, len(wanted.logprobs))
+
+
 async def test_without_a_seed_every_call_is_new(engine: Engine, world: World) -> None:
     drawn = [await engine.generate(request(world.prompt("sleep"), seed=None)) for _ in range(2)]
     assert drawn[0][0].token_ids.tolist() != drawn[1][0].token_ids.tolist()

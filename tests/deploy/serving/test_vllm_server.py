@@ -116,6 +116,13 @@ async def test_two_hundred_at_once_none_lost(server: Served) -> None:
     assert answered == [f"aspirin {number}" for number in range(200)]
 
 
+async def test_prometheus_has_vllms_figures_too(server: Served) -> None:
+    async with aiohttp.request("GET", f"{server.url}/metrics", headers={"Authorization": "Bearer k"}) as reply:
+        figures = await reply.text()
+    assert "vllm:generation_tokens_total" in figures
+    assert "deepretrieval_" in figures
+
+
 async def test_what_is_under_way_is_finished_when_it_is_stopped(model: Path, corpus: Path, tmp_path: Path) -> None:
     with served(model, corpus, tmp_path / "log", "actor.engine=vllm", "--no-search") as running:
         async with aiohttp.ClientSession(running.url) as http:
