@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,10 @@ class EngineError(RuntimeError):
 
 class EngineDiedError(EngineError):
     """The engine is gone and no call to it can succeed any more; the actor has to be restarted."""
+
+
+# Told the number of a sample, from 0, and its text so far.
+TextListener = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class GenerationRequest:
         pattern: regular expression that the whole response matches, unless ``max_tokens`` cut it; "": any text.
             The log-probabilities are those of the restricted distribution.
         logprobs: whether they are wanted; without, an engine may leave them out and be faster.
+        listener: told the number of a sample and its whole text so far as that grows, on the caller's event loop and
+            before the call ends; it must not block.
 
     Raises:
         ValueError: a field is out of range.
@@ -92,6 +98,7 @@ class GenerationRequest:
     seed: int | None = None
     pattern: str = ""
     logprobs: bool = True
+    listener: TextListener | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ class TransformersEngine(Engine):
         """See ``Engine.generate``."""
         self._check_length(request)
         grammar = await asyncio.to_thread(self._running.compile, request.pattern) if request.pattern else None
-        group = Group.of(request, grammar)
+        group = Group.of(_told_on_this_loop(request), grammar)
         self._meter.begin()
         completions: list[Completion] = []
         try:
@@ -109,6 +109,19 @@ class TransformersEngine(Engine):
         if self._generator is None:
             raise EngineDiedError("the transformers engine is not running: start it first")
         return self._generator
+
+
+def _told_on_this_loop(request: GenerationRequest) -> GenerationRequest:
+    """The request with a listener that the generator's thread may call."""
+    listener = request.listener
+    if listener is None:
+        return request
+    loop = asyncio.get_running_loop()
+
+    def told(sample: int, text: str) -> None:
+        loop.call_soon_threadsafe(listener, sample, text)
+
+    return replace(request, listener=told)
 
 
 @dataclass

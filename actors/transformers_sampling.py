@@ -73,6 +73,8 @@ class Row:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= request.max_tokens:
             self.finish_reason = "length"
+        if request.listener is not None:
+            request.listener(self.index, self.text.text)
 
     def completion(self) -> Completion:
         """The response; only once the row has ended."""

@@ -96,8 +96,7 @@ class VllmEngine(Engine):
         completions: list[Completion] = []
         try:
             outputs = await self._or_death(self._outputs(request))
-            ordered = sorted(outputs, key=lambda output: output.index)
-            completions = [_completion(output, request.logprobs) for output in ordered]
+            completions = [_completion(output, request.logprobs) for output in outputs]
             if len(completions) < request.n:  # greedy: all samples are the same, and vLLM draws only one
                 completions *= request.n
         finally:
@@ -159,11 +158,13 @@ class VllmEngine(Engine):
             # make a response depend on weights that none of its spans names.
             cache_salt=str(self.weight_version),
         )
-        outputs: list[CompletionOutput] = []
-        stream = self._running.generate(prompt, _sampling_parameters(request), request.request_id)
-        async for output in stream:
-            outputs = output.outputs
-        return outputs
+        outputs: dict[int, CompletionOutput] = {}
+        async for output in self._running.generate(prompt, _sampling_parameters(request), request.request_id):
+            for sample in output.outputs:
+                outputs[sample.index] = sample
+                if request.listener is not None:
+                    request.listener(sample.index, sample.text)
+        return [outputs[index] for index in sorted(outputs)]
 
     async def _swap_weights(self, weights: Path, version: int) -> float:
         """Pauses, loads, labels and resumes; returns the seconds between pause and resume."""
@@ -380,7 +381,7 @@ def _sampling_parameters(request: GenerationRequest) -> SamplingParams:
         seed=None if request.seed is None else mix_seed(request.seed),
         logprobs=0 if request.logprobs else None,  # 0: of the sampled token only
         flat_logprobs=True,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=RequestOutputKind.FINAL_ONLY if request.listener is None else RequestOutputKind.CUMULATIVE,
         structured_outputs=StructuredOutputsParams(regex=request.pattern) if request.pattern else None,
     )
 

@@ -17,7 +17,7 @@ from deploy.errors import LaunchError
 from deploy.models import ModelSource
 
 if TYPE_CHECKING:
-    from actors.engine import Engine, EngineName, EngineOptions
+    from actors.engine import Engine, EngineName, EngineOptions, TextListener
     from actors.prompts import PromptTokenizer
 
 # Prompts in the engine, as a multiple of what it decodes at once: its batch stays full, and prompts are encoded while
@@ -66,6 +66,7 @@ class Draw:
         prefix: beginning of the response, which the model goes on from.
         stop: text that ends a response and is part of it.
         pattern: regular expression that every whole response matches; "": any text. An endpoint is not held to it.
+        listener: told how the responses grow, as a `GenerationRequest`'s is; an endpoint's are not.
     """
 
     n: int
@@ -76,6 +77,7 @@ class Draw:
     prefix: str
     stop: str
     pattern: str = ""
+    listener: TextListener | None = None
 
 
 class Generator(AbstractAsyncContextManager["Generator"], Protocol):
@@ -149,6 +151,7 @@ class EngineGenerator(Generator):
                 seed=draw.seed,
                 pattern=draw.pattern,
                 logprobs=False,
+                listener=draw.listener,
             )
             self._require_room(len(prompt_ids) + draw.max_tokens)
             completions = await self._engine.generate(request)

@@ -21,6 +21,7 @@ from deploy.rewriting.results import Found, Rewrite
 from deploy.rewriting.task_rewriter import TaskRewriter, Wish
 
 if TYPE_CHECKING:
+    from actors.engine import TextListener
     from deploy.rewriting.searcher import Searcher
 
 DEFAULT_TOP: Final = 10
@@ -142,11 +143,14 @@ class AsyncRewriter(AbstractAsyncContextManager["AsyncRewriter"]):
             str(next(self._numbers)), text, database=database, tables=tables, knowledge=knowledge, max_date=max_date
         )
 
-    async def rewrite(self, row: Row, task: str = "", wish: Wish | None = None, top: int = 0) -> list[Rewrite]:
+    async def rewrite(
+        self, row: Row, task: str = "", wish: Wish | None = None, top: int = 0, listener: TextListener | None = None
+    ) -> list[Rewrite]:
         """`wish.n` rewrites of a request.
 
         Args:
             top: results of each query; 0: it is not searched.
+            listener: told how the texts grow (`TaskRewriter.rewrite`).
 
         Raises:
             NotPossible: the request cannot be rewritten or searched like that. GenerationRefused: the model cannot
@@ -154,15 +158,17 @@ class AsyncRewriter(AbstractAsyncContextManager["AsyncRewriter"]):
         """
         name, wish = task or self.default_task, wish or self.default_wish
         self.require(name, wish, top)
-        rewrites = await TaskRewriter(self.task(name), self._generator).rewrite(row, wish)
+        rewrites = await TaskRewriter(self.task(name), self._generator).rewrite(row, wish, listener)
         if not top:
             return rewrites
         return list(await asyncio.gather(*(self._with_results(each, row, name, top) for each in rewrites)))
 
-    async def attempt(self, row: Row, task: str = "", wish: Wish | None = None, top: int = 0) -> list[Rewrite]:
+    async def attempt(
+        self, row: Row, task: str = "", wish: Wish | None = None, top: int = 0, listener: TextListener | None = None
+    ) -> list[Rewrite]:
         """As `rewrite`, for one of many requests: what the model cannot answer is one invalid rewrite."""
         try:
-            return await self.rewrite(row, task, wish, top)
+            return await self.rewrite(row, task, wish, top, listener)
         except GenerationRefused as error:
             name = task or self.default_task
             return [Rewrite(request=row.text, task=name, query="", invalid=error.reason)]

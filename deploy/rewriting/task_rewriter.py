@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from common.tasks import ParseFailure, Row, Task
 from common.tasks.answer import ANSWER_TAGS, THINK_TAGS
 from common.tasks.answer_pattern import query_opening, query_pattern
 from deploy.generation import Draw, Generated, Generator
 from deploy.rewriting.results import Rewrite
+
+if TYPE_CHECKING:
+    from actors.engine import TextListener
 
 STOP: Final = ANSWER_TAGS[1]
 # Of the tokens of a response so many are kept for the answer of a model that is still reasoning, at most half of them;
@@ -48,8 +51,12 @@ class TaskRewriter:
         self.task = task
         self._generator = generator
 
-    async def rewrite(self, row: Row, wish: Wish) -> list[Rewrite]:
-        """`wish.n` rewrites. Raises as `Generator.generate`."""
+    async def rewrite(self, row: Row, wish: Wish, listener: TextListener | None = None) -> list[Rewrite]:
+        """`wish.n` rewrites. Raises as `Generator.generate`.
+
+        Args:
+            listener: told how each text grows; where a response had to be ended, it may begin anew.
+        """
         kept = self._kept_for_answer(wish)
         draw = Draw(
             n=wish.n,
@@ -60,20 +67,21 @@ class TaskRewriter:
             prefix=self.task.response_prefix,
             stop=STOP,
             pattern=self.task.answer_pattern if wish.guided else "",
+            listener=listener,
         )
         generated = await self._generator.generate(self.task.messages(row), draw)
-        return [await self._finished(row, each, draw, kept) for each in generated]
+        return [await self._finished(row, number, each, draw, kept) for number, each in enumerate(generated)]
 
     def _kept_for_answer(self, wish: Wish) -> int:
         return min(_ANSWER_TOKENS, wish.max_tokens // 2) if wish.guided and self.task.reasoning else 0
 
-    async def _finished(self, row: Row, generated: Generated, draw: Draw, kept: int) -> Rewrite:
+    async def _finished(self, row: Row, number: int, generated: Generated, draw: Draw, kept: int) -> Rewrite:
         text, tokens = generated.text, generated.tokens
         cut = generated.finish_reason == "length"
         if cut and draw.pattern:
             closed = self.task.closed(text)
             if closed is None:
-                closed, more = await self._answered(row, text, draw, kept)
+                closed, more = await self._answered(row, number, text, draw, kept)
                 tokens += more
             text = closed
         about: dict[str, Any] = {"request": row.text, "task": self.task.name, "text": text}
@@ -83,7 +91,7 @@ class TaskRewriter:
             return Rewrite(query="", invalid=answer.reason, **about)
         return Rewrite(query=answer.query, reasoning=answer.think, **about)
 
-    async def _answered(self, row: Row, text: str, draw: Draw, kept: int) -> tuple[str, int]:
+    async def _answered(self, row: Row, number: int, text: str, draw: Draw, kept: int) -> tuple[str, int]:
         """The response that was cut before its query, with a query, and how many tokens that took.
 
         The reasoning is ended for the model, which then has to answer (budget forcing: Muennighoff et al., "s1: Simple
@@ -91,7 +99,11 @@ class TaskRewriter:
         """
         begun = self._thought(text, draw.prefix) + query_opening(self.task.answer_key)
         room = max(_QUERY_TOKENS, kept - _TAG_TOKENS)
-        rest = replace(draw, n=1, prefix=draw.prefix + begun, max_tokens=room, pattern=query_pattern())
+        tell = draw.listener
+        listener = None if tell is None else lambda _, text: tell(number, begun + text)
+        rest = replace(
+            draw, n=1, prefix=draw.prefix + begun, max_tokens=room, pattern=query_pattern(), listener=listener
+        )
         (query,) = await self._generator.generate(self.task.messages(row), rest)
         whole = begun + query.text
         if query.finish_reason == "length":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from importlib import resources
 from typing import Annotated, Any, Final, TypeVar
@@ -14,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
-from actors.engine import EngineError
+from actors.engine import EngineError, TextListener
 from common.tasks import Row
 from deploy.rewriting.results import Found
 from deploy.rewriting.rewriter import AsyncRewriter, NotPossible
@@ -22,6 +23,7 @@ from deploy.rewriting.task_rewriter import Wish
 from deploy.serving.figures import ServerFigures
 from deploy.serving.limits import App, LimitLoad, RequireKey
 from deploy.serving.openai_routes import no_openai
+from deploy.serving.streaming import RewriteStream, Work
 from deploy.serving.wire import (
     NumberedRewrite,
     RewriteBody,
@@ -96,9 +98,11 @@ class Endpoints:
 
     async def rewrite(self, body: Annotated[RewriteBody, Body()], request: Request) -> Response:
         """Rewrites of one or several requests; with `search` also what each query brings."""
-        works = self._works(body)
         if body.stream:
-            return StreamingResponse(self._lines(works), media_type="application/x-ndjson")
+            stream = RewriteStream()
+            works = self._works(body, stream.listener if body.deltas else None)
+            return StreamingResponse(self._lines(stream.lines(works)), media_type="application/x-ndjson")
+        works = self._works(body)
         with self._figures.request("rewrite"):
             groups = await _unless_gone(request, asyncio.gather(*works))
         rewrites = [rewrite for group in groups for rewrite in group]
@@ -114,7 +118,7 @@ class Endpoints:
             results = await _unless_gone(request, asyncio.gather(*searches))
         return Response(SearchReply(results=list(results)).model_dump_json(), media_type="application/json")
 
-    def _works(self, body: RewriteBody) -> list[Coroutine[Any, Any, list[NumberedRewrite]]]:
+    def _works(self, body: RewriteBody, listener_of: Callable[[int], TextListener] | None = None) -> list[Work]:
         """One per request. Raises NotPossible before any of them is begun."""
         rewriter, task = self._rewriter, body.task or self._rewriter.default_task
         top = body.top if body.search else 0
@@ -129,10 +133,16 @@ class Endpoints:
         )
         rewriter.require(task, wish, top)
         rows = [rewriter.row(text, task, body.database, body.knowledge, body.max_date) for text in body.texts]
-        return [self._rewrites(index, row, task, wish, top) for index, row in enumerate(rows)]
+        listeners = [None if listener_of is None else listener_of(index) for index in range(len(rows))]
+        return [
+            self._rewrites(index, row, task, wish, top, listener)
+            for index, (row, listener) in enumerate(zip(rows, listeners, strict=True))
+        ]
 
-    async def _rewrites(self, index: int, row: Row, task: str, wish: Wish, top: int) -> list[NumberedRewrite]:
-        rewrites = await self._rewriter.attempt(row, task, wish, top)
+    async def _rewrites(
+        self, index: int, row: Row, task: str, wish: Wish, top: int, listener: TextListener | None
+    ) -> list[NumberedRewrite]:
+        rewrites = await self._rewriter.attempt(row, task, wish, top, listener)
         for rewrite in rewrites:
             self._figures.rewrites.labels(
                 task, "invalid" if rewrite.invalid else "cut" if rewrite.cut else "whole"
@@ -140,21 +150,17 @@ class Endpoints:
             self._figures.tokens.labels(task).inc(rewrite.tokens)
             if top and not rewrite.invalid:
                 self._figures.searches.labels(task, _verdict(rewrite.found)).inc()
-        return [NumberedRewrite(index=index, **dict(rewrite)) for rewrite in rewrites]
+        return [NumberedRewrite(index=index, sample=sample, **dict(each)) for sample, each in enumerate(rewrites)]
 
-    async def _lines(self, works: Sequence[Coroutine[Any, Any, list[NumberedRewrite]]]) -> AsyncIterator[str]:
-        """One JSON line per rewrite, in the order in which they are finished. A client that goes ends the rest."""
-        tasks = [asyncio.create_task(work) for work in works]
+    async def _lines(self, lines: AsyncGenerator[str, None]) -> AsyncIterator[str]:
+        """The lines of a stream, the last one an error where it cannot go on. A client that goes ends the rest."""
         try:
             with self._figures.request("rewrite"):
-                for finished in asyncio.as_completed(tasks):
-                    for rewrite in await finished:
-                        yield rewrite.model_dump_json() + "\n"
+                async with contextlib.aclosing(lines):
+                    async for line in lines:
+                        yield line
         except (EngineUnavailable, EngineError, NotPossible) as error:
             yield json.dumps({"error": str(error)}) + "\n"
-        finally:
-            for task in tasks:
-                task.cancel()
 
     async def _found(self, search: Coroutine[Any, Any, Found], task: str) -> Found:
         found: Found | None = None

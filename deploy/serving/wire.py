@@ -51,11 +51,16 @@ class RewriteBody(_Body):
     """YYYY, YYYY/MM or YYYY/MM/DD: nothing published later is found (dated tasks)."""
     stream: bool = False
     """Answer with one JSON line per rewrite, as each is there; `index` says of which request."""
+    deltas: bool = False
+    """With `stream`: before each rewrite also lines with its text as it is generated (`GrownText`). The text of the
+    rewrite is what counts: a response that was cut is ended there."""
 
     @model_validator(mode="after")
     def _one_or_several(self) -> RewriteBody:
         if (self.request is None) == (self.requests is None):
             raise ValueError("give either request or requests")
+        if self.deltas and not self.stream:
+            raise ValueError("deltas are of a stream: set stream too")
         return self
 
     @property
@@ -65,9 +70,23 @@ class RewriteBody(_Body):
 
 
 class NumberedRewrite(Rewrite):
-    """A rewrite and the number of its request, from 0."""
+    """A rewrite, the number of its request, and its number among the rewrites of that request, both from 0."""
 
     index: int
+    sample: int
+
+
+class GrownText(BaseModel):
+    """A line of a stream: what has been generated since the line before of the same `index` and `sample`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    index: int
+    sample: int
+    text: str
+    anew: bool = False
+    """Whether `text` takes the place of all before instead of going on from it: the response was ended where it was
+    cut."""
 
 
 class RewriteReply(BaseModel):

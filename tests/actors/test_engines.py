@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,26 @@ async def test_logprobs_that_nobody_wants_change_nothing_else(engine: Engine, wo
     assert unwanted.token_ids.tolist() == wanted.token_ids.tolist()
     assert unwanted.spans == wanted.spans
     assert len(unwanted.logprobs) in (0, len(wanted.logprobs))
+
+
+async def test_a_listener_hears_how_every_sample_grows(engine: Engine, world: World) -> None:
+    heard: dict[int, list[str]] = {0: [], 1: []}
+    loop = asyncio.get_running_loop()
+
+    def listener(sample: int, text: str) -> None:
+        assert asyncio.get_running_loop() is loop
+        heard[sample].append(text)
+
+    told = await engine.generate(request(world.prompt("sleep"), n=2, listener=listener))
+    for completion, texts in zip(told, heard.values(), strict=True):
+        assert texts[-1] == completion.text
+        assert len(set(texts)) > 2
+        assert all(after.startswith(before) for before, after in pairwise(texts))
+    untold = await engine.generate(request(world.prompt("sleep"), n=2))
+    for one, other in zip(told, untold, strict=True):
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+        assert one.spans == other.spans
+        np.testing.assert_array_equal(one.logprobs, other.logprobs)
 
 
 async def test_without_a_seed_every_call_is_new(engine: Engine, world: World) -> None:

@@ -52,6 +52,28 @@ async def test_a_stream_has_a_line_per_rewrite(http: aiohttp.ClientSession) -> N
     assert sorted(line["query"] for line in lines) == sorted(each["query"] for each in whole["rewrites"])
 
 
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_stream_with_deltas_tells_the_text_as_it_grows(http: aiohttp.ClientSession, n: int) -> None:
+    body = {"requests": ["aspirin", "sleep"], "n": n, "temperature": 1.0, "seed": 3, "stream": True, "deltas": True}
+    texts: dict[tuple[int, int], str] = {}
+    pieces, finished = 0, 0
+    async with http.post("/rewrite", json=body) as reply:
+        async for line in reply.content:
+            each = json.loads(line)
+            place = each["index"], each["sample"]
+            if "query" in each:
+                told = texts.pop(place)
+                # Of a response that was cut the end is ours: only the rewrite has it.
+                assert each["text"] == told if not each["cut"] else each["text"].startswith(told[:-8])
+                finished += 1
+            else:
+                pieces += 1
+                texts[place] = each["text"] if each["anew"] else texts.get(place, "") + each["text"]
+    assert finished == 2 * n
+    assert not texts
+    assert pieces > 2 * finished, "it streams"
+
+
 async def test_searching(http: aiohttp.ClientSession) -> None:
     reply = await post(http, "/search", {"queries": ["aspirin AND stroke", "(aspirin", "nothinglikethis"]})
     found, refused, empty = reply["results"]
