@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from deploy.roles import end_with_parent
 
         end_with_parent(arguments.parent, arguments.parent_grace)
+    # Some commands import torch before vLLM can ask for quiet: warnings of how memory is bound concern nobody.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     allow_open_files()
     handler: Handler = arguments.handler
     try:

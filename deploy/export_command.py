@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
 from common.config import Config, load_config
@@ -36,6 +37,14 @@ def _export(arguments: argparse.Namespace) -> int:
 
     checkpoint = find_checkpoint(folder.checkpoints, arguments.step)
     target: Path = arguments.to or folder.exports / checkpoint.name
+    as_usual = arguments.to is None and arguments.dtype is None and not arguments.force
+    if as_usual and (target / _MODEL_FILE).is_file():
+        print(
+            "It was exported before, by this command or one that needed the model; --force does it again",
+            file=sys.stderr,
+        )
+        print(target)
+        return 0
     _require_free(target, arguments.force)
     dtype = arguments.dtype or config.actor.dtype
     temporary = target.with_name(f".{target.name}.writing")

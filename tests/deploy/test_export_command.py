@@ -131,6 +131,20 @@ def test_a_model_is_replaced_only_by_force_and_nothing_else_ever(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "papers", "runs"], "nothing half-made"
 
 
+def test_what_was_exported_before_is_named_again(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(run) == 0
+    made = run.exports / "step-00000040"
+    first = (made / "config.json").stat()
+    capsys.readouterr()
+    assert export(run) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == str(made)
+    assert "before" in said.err
+    assert (made / "config.json").stat().st_ino == first.st_ino
+    assert export(run, "--force") == 0
+    assert (made / "config.json").stat().st_ino != first.st_ino
+
+
 def test_a_failure_leaves_nothing(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(run, f"model.path={tmp_path}") == 1
     assert "model.path=FOLDER" in capsys.readouterr().err
