@@ -79,9 +79,11 @@ def _run(arguments: argparse.Namespace, connect: Callable[[], Site], engine_of: 
     from deploy.launch import LaunchedRun
     from deploy.live_run import RunLock
     from deploy.row_check import without_unusable_rows
-    from deploy.run_setup import run_folder
+    from deploy.run_setup import require_checkpoint, run_folder
     from deploy.service_rules import check_service
 
+    if arguments.resume:
+        require_checkpoint(run_folder(config))
     warnings = check_service(config)
     engine = engine_of(config)
     console = Console()

@@ -9,6 +9,7 @@ from common.config import Config, to_yaml
 from common.run_folder import RunFolder
 from common.transport.keys import create_run_keys
 from deploy.engines import has_server
+from deploy.errors import LaunchError
 from deploy.search_cache import cache_settled
 from deploy.sites import LOOPBACK, Site
 
@@ -38,6 +39,16 @@ def with_addresses(config: Config, engine: str, site: Site) -> Config:
 def run_folder(config: Config) -> RunFolder:
     """The folder of a run, as an absolute path: its roles need not share the launcher's working directory."""
     return RunFolder((Path(config.run.root) / config.run.name).resolve())
+
+
+def require_checkpoint(folder: RunFolder) -> None:
+    """Before anything is built or started; whether it is undamaged, the learner finds out.
+
+    Raises:
+        LaunchError: there is nothing to resume.
+    """
+    if not any(folder.checkpoints.glob("step-*")):
+        raise LaunchError(f"nothing to resume: {folder.checkpoints} holds no checkpoint; start without --resume")
 
 
 def prepare_folder(folder: RunFolder, config: Config, resume: bool) -> None:
