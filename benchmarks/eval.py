@@ -34,7 +34,7 @@ from actors.prompts import chat_encoder
 from common.config import Config, load_config
 from common.messages import ChatMessage
 from common.tasks.from_config import task_of
-from deploy.assets import prepare_corpus, prepare_model
+from deploy.assets import prepare_assets
 from deploy.engines import answerer_of
 from deploy.evaluation.methods import Judge, ModelAnswers
 from deploy.evaluation.plan import Plan, Sampling, read_rows
@@ -74,9 +74,8 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     given = [f"model.path={arguments.model.resolve()}"] if arguments.model else []
     fixed = ["actor.engine=vllm", "actor.concurrent_groups=64", "sampling.group_size=2", "data.heldout_split=train"]
     config = load_config(ROOT / "configs" / "demo.yaml", [*fixed, *given, *arguments.overrides])
-    corpus = prepare_corpus(config)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"corpus": str(corpus)})})
-    model = prepare_model(config, corpus)
+    config = prepare_assets(config)
+    model = Path(str(config.model.path))
     task = task_of(config)
     rows, _, data = read_rows(config, task, arguments.requests)
     sampling = Sampling(1, 0.0, 1.0, config.sampling.max_tokens, 0)

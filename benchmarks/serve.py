@@ -37,7 +37,7 @@ from benchmarks.served_model import served
 from common.config import Config, load_config
 from common.tasks import ParsedAnswer, Row, Task
 from common.tasks.from_config import task_of
-from deploy.assets import prepare_corpus, prepare_model
+from deploy.assets import prepare_assets
 from deploy.evaluation.plan import read_rows
 
 CONFIG: Final = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -69,11 +69,9 @@ def main() -> None:
     arguments = parser.parse_args()
     given = [f"model.path={arguments.model.resolve()}"] if arguments.model else []
     config = load_config(CONFIG, ["data.heldout_split=train", *given])
-    corpus = prepare_corpus(config)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"corpus": str(corpus)})})
-    model = prepare_model(config, corpus)
+    config = prepare_assets(config)
     rows, _, _ = read_rows(config, task_of(config), arguments.requests)
-    words = ["--model", str(model), "--corpus", str(corpus), str(CONFIG), "actor.engine=vllm"]
+    words = ["--model", str(config.model.path), "--corpus", config.data.corpus, str(CONFIG), "actor.engine=vllm"]
     with tempfile.TemporaryDirectory() as folder, served(Path(folder) / "log", *words) as server:
         found = asyncio.run(measure(server.url, config, rows, arguments))
     print(json.dumps(found))

@@ -37,12 +37,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
     checkpoint = find_checkpoint(folder.checkpoints, arguments.step)
     target: Path = arguments.to or folder.exports / checkpoint.name
-    as_usual = arguments.to is None and arguments.dtype is None and not arguments.force
-    if as_usual and (target / _MODEL_FILE).is_file():
-        print(
-            "It was exported before, by this command or one that needed the model; --force does it again",
-            file=sys.stderr,
-        )
+    if _is_made(arguments, target):
+        print("It was exported before, by this command or one that needed it; --force does it again", file=sys.stderr)
         print(target)
         return 0
     _require_free(target, arguments.force)
@@ -83,6 +79,12 @@ def _base_model(config: Config) -> Path:
             "say where it is, model.path=FOLDER"
         )
     return base
+
+
+def _is_made(arguments: argparse.Namespace, target: Path) -> bool:
+    """Whether nothing but the usual export is asked for, and it is in its usual place."""
+    usual = arguments.to is None and arguments.dtype is None and not arguments.force
+    return usual and (target / _MODEL_FILE).is_file()
 
 
 def _require_free(target: Path, force: bool) -> None:

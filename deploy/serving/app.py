@@ -133,10 +133,9 @@ class Endpoints:
         )
         rewriter.require(task, wish, top)
         rows = [rewriter.row(text, task, body.database, body.knowledge, body.max_date) for text in body.texts]
-        listeners = [None if listener_of is None else listener_of(index) for index in range(len(rows))]
         return [
-            self._rewrites(index, row, task, wish, top, listener)
-            for index, (row, listener) in enumerate(zip(rows, listeners, strict=True))
+            self._rewrites(index, row, task, wish, top, None if listener_of is None else listener_of(index))
+            for index, row in enumerate(rows)
         ]
 
     async def _rewrites(

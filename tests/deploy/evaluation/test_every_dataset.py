@@ -52,8 +52,7 @@ def answer_for(dataset: Dataset, request: str) -> str:
         query = " ".join(words)
     if number == WRONG:
         query = "SELECT 'nobody'" if dataset.task == "text_to_sql" else "unheard-of"
-    key = load_task(dataset.task).answer_key
-    return f"<think>\nso\n</think>\n<answer>\n{json.dumps({key: query})}\n</answer>"
+    return load_task(dataset.task).answer_text(query, "so")
 
 
 def documents_for(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
